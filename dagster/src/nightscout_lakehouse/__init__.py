@@ -1,0 +1,1 @@
+"""Nightscout Lakehouse: continuous glucose monitoring data from Nightscout to Parquet, DuckDB and Postgres."""

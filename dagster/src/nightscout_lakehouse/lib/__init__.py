@@ -1,0 +1,1 @@
+"""Pure code of the lakehouse: nothing in here knows of Dagster."""

@@ -1,0 +1,183 @@
+"""Settings: the one place where the environment is read.
+
+Everything can be set by an environment variable or in a `.env` file; `.env.example` documents each.
+"""
+
+import os
+from pathlib import Path
+from typing import Annotated, Literal
+from urllib.parse import urlsplit
+
+from pydantic import Field, SecretStr, ValidationError, field_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+from nightscout_lakehouse.lib.errors import ConfigurationError
+
+REPOSITORY_ROOT = Path(__file__).resolve().parents[4]
+DBT_PROJECT_DIR = REPOSITORY_ROOT / "dbt"
+
+
+class Settings(BaseSettings):
+    """All settings of one lakehouse.
+
+    Secrets are `SecretStr`, so that printing or logging the settings never shows them.
+    """
+
+    model_config = SettingsConfigDict(
+        env_file=".env",
+        env_file_encoding="utf-8",
+        extra="ignore",
+        env_ignore_empty=True,
+    )
+
+    home: Path = Field(Path(".lakehouse"), validation_alias="LAKEHOUSE_HOME")
+    lake_url_setting: str = Field("", validation_alias="LAKE_URL")
+    s3_endpoint: str = Field("", validation_alias="LAKE_S3_ENDPOINT")
+    s3_region: str = Field("us-east-1", validation_alias="LAKE_S3_REGION")
+    s3_access_key_id: SecretStr = Field(
+        SecretStr(""), validation_alias="LAKE_S3_ACCESS_KEY_ID"
+    )
+    s3_secret_access_key: SecretStr = Field(
+        SecretStr(""), validation_alias="LAKE_S3_SECRET_ACCESS_KEY"
+    )
+    database_url: SecretStr = Field(SecretStr(""), validation_alias="DATABASE_URL")
+    duckdb_memory_limit: str = Field("2GB", validation_alias="DUCKDB_MEMORY_LIMIT")
+    duckdb_threads: int = Field(0, ge=0, validation_alias="DUCKDB_THREADS")
+
+    sites_file: Path = Field(
+        Path("sites.toml"), validation_alias="LAKEHOUSE_SITES_FILE"
+    )
+    nightscout_url: SecretStr = Field(SecretStr(""), validation_alias="NIGHTSCOUT_URL")
+    nightscout_token: SecretStr = Field(
+        SecretStr(""), validation_alias="NIGHTSCOUT_TOKEN"
+    )
+    nightscout_api_secret: SecretStr = Field(
+        SecretStr(""), validation_alias="NIGHTSCOUT_API_SECRET"
+    )
+    nightscout_site: str = Field("default", validation_alias="NIGHTSCOUT_SITE")
+    nightscout_timezone: str = Field("", validation_alias="NIGHTSCOUT_TIMEZONE")
+    sensor_interval_minutes: float = Field(
+        5.0, gt=0, le=60, validation_alias="NIGHTSCOUT_SENSOR_INTERVAL_MINUTES"
+    )
+
+    first_fetch: Annotated[int | None, NoDecode] = Field(
+        None, validation_alias="NIGHTSCOUT_FIRST_FETCH"
+    )
+    window_days: int = Field(
+        30, ge=1, le=366, validation_alias="NIGHTSCOUT_WINDOW_DAYS"
+    )
+    overlap_hours: int = Field(
+        48, ge=1, le=24 * 31, validation_alias="NIGHTSCOUT_OVERLAP_HOURS"
+    )
+    reread_days_per_tick: int = Field(
+        3, ge=0, le=366, validation_alias="NIGHTSCOUT_REREAD_DAYS_PER_TICK"
+    )
+    max_count: int = Field(50_000, ge=1, validation_alias="NIGHTSCOUT_MAX_COUNT")
+    timeout_seconds: float = Field(
+        60.0, gt=0, validation_alias="NIGHTSCOUT_TIMEOUT_SECONDS"
+    )
+    max_attempts: int = Field(
+        5, ge=1, le=20, validation_alias="NIGHTSCOUT_MAX_ATTEMPTS"
+    )
+    max_retry_wait_seconds: float = Field(
+        60.0, gt=0, validation_alias="NIGHTSCOUT_MAX_RETRY_WAIT_SECONDS"
+    )
+    max_concurrent_sites: int = Field(
+        4, ge=1, le=64, validation_alias="NIGHTSCOUT_MAX_CONCURRENT_SITES"
+    )
+    api_v3: Literal["auto", "off"] = Field("auto", validation_alias="NIGHTSCOUT_API_V3")
+
+    dagster_port: int = Field(3000, ge=1, le=65535, validation_alias="DAGSTER_PORT")
+    lock_timeout_seconds: float = Field(
+        900.0, ge=0, validation_alias="LAKEHOUSE_LOCK_TIMEOUT_SECONDS"
+    )
+
+    @field_validator("first_fetch", mode="before")
+    @classmethod
+    def _all_or_a_number(cls, value: object) -> object:
+        return (
+            None if isinstance(value, str) and value.strip().lower() == "all" else value
+        )
+
+    @field_validator("home", "sites_file", mode="after")
+    @classmethod
+    def _absolute(cls, value: Path) -> Path:
+        return value.expanduser().absolute()
+
+    @property
+    def lake_url(self) -> str:
+        """Root of the lake: an absolute folder or an `s3://bucket[/prefix]` URL, no trailing slash."""
+        if self.lake_url_setting.startswith("s3://"):
+            return self.lake_url_setting.rstrip("/")
+        if "://" in self.lake_url_setting:
+            scheme = urlsplit(self.lake_url_setting).scheme
+            raise ConfigurationError(
+                f"LAKE_URL starts with {scheme}://, which is not supported.",
+                "Use a folder or s3://bucket.",
+            )
+        root = (
+            Path(self.lake_url_setting).expanduser()
+            if self.lake_url_setting
+            else self.home / "lake"
+        )
+        return str(root.absolute())
+
+    @property
+    def warehouse_path(self) -> Path:
+        """The DuckDB file that dbt builds."""
+        return self.home / "warehouse.duckdb"
+
+    @property
+    def postgres_dir(self) -> Path:
+        """Data, log and credentials of the embedded Postgres."""
+        return self.home / "postgres"
+
+    @property
+    def dagster_home(self) -> Path:
+        """Dagster's instance folder: runs, schedules, event logs."""
+        return self.home / "dagster"
+
+    @property
+    def dbt_dir(self) -> Path:
+        """Where dbt keeps its compiled artefacts and logs."""
+        return self.home / "dbt"
+
+    @property
+    def duckdb_extension_dir(self) -> Path:
+        """Links to the DuckDB extensions that came as wheels."""
+        return self.home / "duckdb_extensions"
+
+    @property
+    def lock_path(self) -> Path:
+        """File whose lock the one writing run of this lake holds."""
+        return self.home / "lake.lock"
+
+
+def load_settings() -> Settings:
+    """Read the settings from the environment and `.env`.
+
+    Raises:
+        ConfigurationError: A value is malformed; names the variable, never shows a secret's value.
+    """
+    try:
+        return Settings()
+    except ValidationError as error:
+        problems = "; ".join(
+            f"{'.'.join(str(part) for part in problem['loc'])}: {problem['msg']}"
+            for problem in error.errors()
+        )
+        raise ConfigurationError(
+            f"A setting is malformed: {problems}.",
+            "See .env.example for what each takes.",
+        ) from None
+
+
+def site_secret(variable: str) -> SecretStr:
+    """The secret that a site of `sites.toml` names by its environment variable; empty if it is not set."""
+    return SecretStr(os.environ.get(variable, "") or _from_dotenv(variable))
+
+
+def _from_dotenv(variable: str) -> str:
+    from dotenv import dotenv_values
+
+    return dotenv_values(".env").get(variable) or ""

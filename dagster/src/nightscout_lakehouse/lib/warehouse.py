@@ -1,0 +1,167 @@
+"""The DuckDB side: connections that read the lake, and the bookkeeping tables that dbt builds on.
+
+The schema `ops` of the warehouse holds what tells the models *what arrived*:
+
+* `ops.sites`: one row per site, with the time zone its days are counted in.
+* `ops.changes`: one row per site and local day touched by a batch; `reading_date` null means every day of the site.
+* `ops.watermarks`: how far each consumer (a dbt model) has taken the changes in.
+* `ops.batches`: the accounting of every processed batch.
+"""
+
+import importlib.util
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import duckdb
+
+from nightscout_lakehouse.lib.errors import LakeError
+from nightscout_lakehouse.lib.settings import Settings
+
+_OPS_TABLES = """
+create schema if not exists ops;
+create table if not exists ops.info (warehouse_id varchar not null, created_at timestamptz not null);
+create table if not exists ops.sites (
+    site varchar primary key,
+    timezone varchar not null,
+    timezone_source varchar not null,
+    sensor_interval_minutes double not null,
+    updated_at timestamptz not null
+);
+create sequence if not exists ops.change_seq;
+create table if not exists ops.changes (
+    change_seq bigint not null default nextval('ops.change_seq'),
+    site varchar not null,
+    reading_date date
+);
+create table if not exists ops.watermarks (consumer varchar primary key, change_seq bigint not null);
+create table if not exists ops.batches (
+    site varchar not null,
+    batch bigint not null,
+    documents bigint not null,
+    stored bigint not null,
+    duplicates bigint not null,
+    quarantined bigint not null,
+    deletions bigint not null,
+    processed_at timestamptz not null,
+    primary key (site, batch)
+);
+"""
+
+
+def connect(
+    settings: Settings, path: Path | None = None, *, read_only: bool = False
+) -> duckdb.DuckDBPyConnection:
+    """Open a DuckDB database that can read and write the lake.
+
+    Args:
+        settings: Whose lake, memory limit and threads to use.
+        path: Database file; in memory if None.
+        read_only: Refuse writes; several processes can then read at once.
+
+    Raises:
+        LakeError: Another process holds the file, or an extension's wheel is missing.
+    """
+    try:
+        connection = duckdb.connect(
+            str(path) if path else ":memory:", read_only=read_only
+        )
+    except duckdb.IOException as error:
+        if "lock" not in str(error).lower():
+            raise
+        raise LakeError(
+            f"The warehouse {path} is in use by another process.",
+            "Wait for the running pipeline to finish, or close the program that has it open.",
+        ) from None
+    configure_connection(connection, settings)
+    return connection
+
+
+def configure_connection(
+    connection: duckdb.DuckDBPyConnection, settings: Settings
+) -> None:
+    """Give a connection UTC, the limits of the settings, and access to the lake (dbt's connections come here too)."""
+    connection.execute("set TimeZone = 'UTC'")
+    connection.execute("set autoinstall_known_extensions = false")
+    connection.execute("set memory_limit = ?", [settings.duckdb_memory_limit])
+    if settings.duckdb_threads:
+        connection.execute("set threads = ?", [settings.duckdb_threads])
+    if settings.lake_url.startswith("s3://"):
+        _configure_s3(connection, settings)
+
+
+def _configure_s3(connection: duckdb.DuckDBPyConnection, settings: Settings) -> None:
+    connection.execute(
+        "set extension_directory = ?",
+        [str(link_extensions(settings.duckdb_extension_dir))],
+    )
+    connection.execute("load httpfs")
+    endpoint, _, insecure = (
+        settings.s3_endpoint.rpartition("://")[2],
+        None,
+        settings.s3_endpoint.startswith("http://"),
+    )
+    options = {
+        "key_id": settings.s3_access_key_id.get_secret_value(),
+        "secret": settings.s3_secret_access_key.get_secret_value(),
+        "region": settings.s3_region,
+    }
+    if endpoint:
+        options |= {"endpoint": endpoint.rstrip("/"), "url_style": "path"}
+    body = ", ".join(f"{key} {_quoted(value)}" for key, value in options.items())
+    connection.execute(
+        f"create or replace secret lake (type s3, {body}, use_ssl {str(not insecure).lower()})"
+    )
+
+
+def link_extensions(directory: Path) -> Path:
+    """Link the extensions that came as wheels where DuckDB looks for them, so that it never downloads one.
+
+    Returns:
+        `directory`, laid out as DuckDB expects: `v<version>/<platform>/<name>.duckdb_extension`.
+
+    Raises:
+        LakeError: The wheel `duckdb-extension-httpfs` is not installed.
+    """
+    platform = duckdb.execute("pragma platform").fetchall()[0][0]
+    target_dir = directory / f"v{duckdb.__version__}" / platform
+    target_dir.mkdir(parents=True, exist_ok=True)
+    spec = importlib.util.find_spec("duckdb_extension_httpfs")
+    if spec is None or spec.origin is None:
+        raise LakeError(
+            "The DuckDB extension httpfs is not installed.", "Run `make setup`."
+        )
+    source = (
+        Path(spec.origin).parent
+        / "extensions"
+        / f"v{duckdb.__version__}"
+        / "httpfs.duckdb_extension"
+    )
+    if not source.is_file():
+        raise LakeError(
+            f"The installed httpfs extension does not fit DuckDB {duckdb.__version__}.",
+            "Run `make setup`.",
+        )
+    link = target_dir / source.name
+    if not link.is_symlink() or link.readlink() != source:
+        link.unlink(missing_ok=True)
+        link.symlink_to(source)
+    return directory
+
+
+@contextmanager
+def open_warehouse(settings: Settings) -> Iterator[duckdb.DuckDBPyConnection]:
+    """Open the warehouse for writing, with its bookkeeping tables made on first use."""
+    settings.warehouse_path.parent.mkdir(parents=True, exist_ok=True)
+    with connect(settings, settings.warehouse_path) as connection:
+        connection.execute(_OPS_TABLES)
+        connection.execute(
+            "insert into ops.info select ?, now() where not exists (from ops.info)",
+            [uuid.uuid4().hex],
+        )
+        yield connection
+
+
+def _quoted(value: str) -> str:
+    return "'" + value.replace("'", "''") + "'"
