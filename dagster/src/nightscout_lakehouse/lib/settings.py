@@ -34,70 +34,39 @@ class Settings(BaseSettings):
     lake_url_setting: str = Field("", validation_alias="LAKE_URL")
     s3_endpoint: str = Field("", validation_alias="LAKE_S3_ENDPOINT")
     s3_region: str = Field("us-east-1", validation_alias="LAKE_S3_REGION")
-    s3_access_key_id: SecretStr = Field(
-        SecretStr(""), validation_alias="LAKE_S3_ACCESS_KEY_ID"
-    )
-    s3_secret_access_key: SecretStr = Field(
-        SecretStr(""), validation_alias="LAKE_S3_SECRET_ACCESS_KEY"
-    )
+    s3_access_key_id: SecretStr = Field(SecretStr(""), validation_alias="LAKE_S3_ACCESS_KEY_ID")
+    s3_secret_access_key: SecretStr = Field(SecretStr(""), validation_alias="LAKE_S3_SECRET_ACCESS_KEY")
     database_url: SecretStr = Field(SecretStr(""), validation_alias="DATABASE_URL")
     duckdb_memory_limit: str = Field("2GB", validation_alias="DUCKDB_MEMORY_LIMIT")
     duckdb_threads: int = Field(0, ge=0, validation_alias="DUCKDB_THREADS")
 
-    sites_file: Path = Field(
-        Path("sites.toml"), validation_alias="LAKEHOUSE_SITES_FILE"
-    )
+    sites_file: Path = Field(Path("sites.toml"), validation_alias="LAKEHOUSE_SITES_FILE")
     nightscout_url: SecretStr = Field(SecretStr(""), validation_alias="NIGHTSCOUT_URL")
-    nightscout_token: SecretStr = Field(
-        SecretStr(""), validation_alias="NIGHTSCOUT_TOKEN"
-    )
-    nightscout_api_secret: SecretStr = Field(
-        SecretStr(""), validation_alias="NIGHTSCOUT_API_SECRET"
-    )
+    nightscout_token: SecretStr = Field(SecretStr(""), validation_alias="NIGHTSCOUT_TOKEN")
+    nightscout_api_secret: SecretStr = Field(SecretStr(""), validation_alias="NIGHTSCOUT_API_SECRET")
     nightscout_site: str = Field("default", validation_alias="NIGHTSCOUT_SITE")
     nightscout_timezone: str = Field("", validation_alias="NIGHTSCOUT_TIMEZONE")
-    sensor_interval_minutes: float = Field(
-        5.0, gt=0, le=60, validation_alias="NIGHTSCOUT_SENSOR_INTERVAL_MINUTES"
-    )
+    sensor_interval_minutes: float = Field(5.0, gt=0, le=60, validation_alias="NIGHTSCOUT_SENSOR_INTERVAL_MINUTES")
 
-    first_fetch: Annotated[int | None, NoDecode] = Field(
-        None, validation_alias="NIGHTSCOUT_FIRST_FETCH"
-    )
-    window_days: int = Field(
-        30, ge=1, le=366, validation_alias="NIGHTSCOUT_WINDOW_DAYS"
-    )
-    overlap_hours: int = Field(
-        48, ge=1, le=24 * 31, validation_alias="NIGHTSCOUT_OVERLAP_HOURS"
-    )
-    reread_days_per_tick: int = Field(
-        3, ge=0, le=366, validation_alias="NIGHTSCOUT_REREAD_DAYS_PER_TICK"
-    )
+    first_fetch: Annotated[int | None, NoDecode] = Field(None, validation_alias="NIGHTSCOUT_FIRST_FETCH")
+    window_days: int = Field(30, ge=1, le=366, validation_alias="NIGHTSCOUT_WINDOW_DAYS")
+    overlap_hours: int = Field(48, ge=1, le=24 * 31, validation_alias="NIGHTSCOUT_OVERLAP_HOURS")
+    reread_days_per_tick: int = Field(3, ge=0, le=366, validation_alias="NIGHTSCOUT_REREAD_DAYS_PER_TICK")
     max_count: int = Field(50_000, ge=1, validation_alias="NIGHTSCOUT_MAX_COUNT")
-    timeout_seconds: float = Field(
-        60.0, gt=0, validation_alias="NIGHTSCOUT_TIMEOUT_SECONDS"
-    )
-    max_attempts: int = Field(
-        5, ge=1, le=20, validation_alias="NIGHTSCOUT_MAX_ATTEMPTS"
-    )
-    max_retry_wait_seconds: float = Field(
-        60.0, gt=0, validation_alias="NIGHTSCOUT_MAX_RETRY_WAIT_SECONDS"
-    )
-    max_concurrent_sites: int = Field(
-        4, ge=1, le=64, validation_alias="NIGHTSCOUT_MAX_CONCURRENT_SITES"
-    )
+    timeout_seconds: float = Field(60.0, gt=0, validation_alias="NIGHTSCOUT_TIMEOUT_SECONDS")
+    max_attempts: int = Field(5, ge=1, le=20, validation_alias="NIGHTSCOUT_MAX_ATTEMPTS")
+    max_retry_wait_seconds: float = Field(60.0, gt=0, validation_alias="NIGHTSCOUT_MAX_RETRY_WAIT_SECONDS")
+    max_concurrent_sites: int = Field(4, ge=1, le=64, validation_alias="NIGHTSCOUT_MAX_CONCURRENT_SITES")
     api_v3: Literal["auto", "off"] = Field("auto", validation_alias="NIGHTSCOUT_API_V3")
+    accept_mass_deletions: bool = Field(False, validation_alias="NIGHTSCOUT_ACCEPT_MASS_DELETIONS")
 
     dagster_port: int = Field(3000, ge=1, le=65535, validation_alias="DAGSTER_PORT")
-    lock_timeout_seconds: float = Field(
-        900.0, ge=0, validation_alias="LAKEHOUSE_LOCK_TIMEOUT_SECONDS"
-    )
+    lock_timeout_seconds: float = Field(900.0, ge=0, validation_alias="LAKEHOUSE_LOCK_TIMEOUT_SECONDS")
 
     @field_validator("first_fetch", mode="before")
     @classmethod
     def _all_or_a_number(cls, value: object) -> object:
-        return (
-            None if isinstance(value, str) and value.strip().lower() == "all" else value
-        )
+        return None if isinstance(value, str) and value.strip().lower() == "all" else value
 
     @field_validator("home", "sites_file", mode="after")
     @classmethod
@@ -115,11 +84,7 @@ class Settings(BaseSettings):
                 f"LAKE_URL starts with {scheme}://, which is not supported.",
                 "Use a folder or s3://bucket.",
             )
-        root = (
-            Path(self.lake_url_setting).expanduser()
-            if self.lake_url_setting
-            else self.home / "lake"
-        )
+        root = Path(self.lake_url_setting).expanduser() if self.lake_url_setting else self.home / "lake"
         return str(root.absolute())
 
     @property
@@ -163,8 +128,7 @@ def load_settings() -> Settings:
         return Settings()
     except ValidationError as error:
         problems = "; ".join(
-            f"{'.'.join(str(part) for part in problem['loc'])}: {problem['msg']}"
-            for problem in error.errors()
+            f"{'.'.join(str(part) for part in problem['loc'])}: {problem['msg']}" for problem in error.errors()
         )
         raise ConfigurationError(
             f"A setting is malformed: {problems}.",

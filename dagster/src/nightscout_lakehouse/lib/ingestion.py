@@ -1,0 +1,560 @@
+"""From a Nightscout server to immutable batch files: what is new, what changed, what is gone.
+
+A site is read by windows of time. A window is read *whole*, so a document that the lake knows there and
+that the server no longer shows has been deleted. What is read at a tick:
+
+* the recent window: from `overlap_hours` before the newest reading known, with no upper end;
+* the history, backwards from there, until the server has nothing older (first runs only; it resumes);
+* some older days in rotation, so that late edits, backfill and deletions are found wherever they are;
+* the days that API v3 names as changed, where it is offered.
+
+People prune old entries on the server to save space. So when most of a window's documents are gone at
+once, they stay in the lake and a warning says so; single deletions are followed.
+
+Only documents that are new or changed land in a batch file; those that the lake holds unchanged are
+counted as duplicates. So a tick with nothing new writes nothing.
+"""
+
+import logging
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field, replace
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pyarrow as pa
+
+from nightscout_lakehouse.lib.errors import LakehouseError
+from nightscout_lakehouse.lib.lake import (
+    KINDS,
+    RAW_SCHEMA,
+    Lake,
+    batch_file,
+    ingestion_state_file,
+    partition_files,
+    processing_state_file,
+    sql_list,
+)
+from nightscout_lakehouse.lib.nightscout_client import Document, FetchPolicy, NightscoutClient, NightscoutError
+from nightscout_lakehouse.lib.settings import Settings
+from nightscout_lakehouse.lib.sites import Site, canonical_timezone
+from nightscout_lakehouse.lib.warehouse import connect
+
+logger = logging.getLogger(__name__)
+
+# A bound that no date reaches: the year 2200. Wrong clocks write dates decades ahead; they must be seen too.
+FAR_FUTURE_MS = 7_258_118_400_000
+FUTURE_TOLERANCE = timedelta(minutes=15)
+DAY_MS = 86_400_000
+HOUR_MS = 3_600_000
+# The server compares the text of dateString, so a time zone in it can shift a document by this much.
+_TEXT_DATE_MARGIN_MS = 15 * HOUR_MS
+_TIMEZONE_REFRESH = timedelta(hours=24)
+# From this many documents on, a window that loses more than this share of them has been pruned.
+_PRUNED_DOCUMENTS = 24
+_PRUNED_SHARE = 0.5
+
+
+@dataclass(frozen=True)
+class IngestionOptions:
+    """How much to read; see `.env.example` for the meaning of each."""
+
+    first_fetch: int | None = None
+    window_days: int = 30
+    overlap_hours: int = 48
+    reread_days_per_tick: int = 3
+    max_count: int = 50_000
+    use_api_v3: bool = True
+    accept_mass_deletions: bool = False
+
+
+@dataclass(frozen=True)
+class IngestionState:
+    """How far a site has been read.
+
+    Attributes:
+        next_batch: Number of the next batch file.
+        newest_ms: Newest plausible date seen: the cursor.
+        history_below_ms: All that is not older than this has been read; None before the first window.
+        history_complete: Whether the server had nothing older at the last read.
+        reread_below_ms: Where the rotation through older days stands.
+        api_v3_since_ms: Where the change history of API v3 stands.
+        fetched: Documents fetched over the life of the lake.
+        timezone: Time zone of the server's profile, if it has one.
+        timezone_read_at: When the profile was read last.
+        read_at: Time of the last complete read.
+    """
+
+    next_batch: int = 1
+    newest_ms: float | None = None
+    history_below_ms: int | None = None
+    history_complete: bool = False
+    reread_below_ms: int | None = None
+    api_v3_since_ms: int | None = None
+    fetched: int = 0
+    timezone: str | None = None
+    timezone_read_at: str | None = None
+    read_at: str | None = None
+
+
+@dataclass(frozen=True)
+class SiteIngestion:
+    """What one read of a site brought. `fetched == landed + unchanged` holds for every read.
+
+    Attributes:
+        site: Name of the site.
+        fetched: Documents that the server sent, each counted once per window.
+        landed: Of them, those that are new or changed and were written to a batch file.
+        unchanged: Of them, those that the lake already holds as they are.
+        deletions: Documents that the lake held and the server no longer shows.
+        retained: Documents that are gone from the server in such numbers that the lake keeps them.
+        batches: Numbers of the batch files written.
+        bytes_written: Size of these files.
+        requests: HTTP requests sent, retries included.
+        windows: Time windows read whole.
+        history_complete: Whether the server has nothing older than what has been read.
+        seconds: Duration.
+        error: What went wrong, or None. What landed before stays.
+    """
+
+    site: str
+    fetched: int = 0
+    landed: int = 0
+    unchanged: int = 0
+    deletions: int = 0
+    retained: int = 0
+    batches: tuple[int, ...] = ()
+    bytes_written: int = 0
+    requests: int = 0
+    windows: int = 0
+    history_complete: bool = False
+    seconds: float = 0.0
+    error: str | None = None
+
+
+@dataclass(frozen=True)
+class _Known:
+    """A document that the lake holds: its hash, its partition, its numeric `date` and its reading's time."""
+
+    hash: str
+    month: str
+    date_ms: float | None
+    time_ms: float | None
+
+
+@dataclass
+class _Changes:
+    """Changes of one batch in the making."""
+
+    upserts: list[Document] = field(default_factory=list)
+    deletions: dict[str, str] = field(default_factory=dict)
+    seen: set[str] = field(default_factory=set)
+
+
+def ingestion_options(settings: Settings) -> IngestionOptions:
+    """The options that the settings ask for."""
+    return IngestionOptions(
+        first_fetch=settings.first_fetch,
+        window_days=settings.window_days,
+        overlap_hours=settings.overlap_hours,
+        reread_days_per_tick=settings.reread_days_per_tick,
+        max_count=settings.max_count,
+        use_api_v3=settings.api_v3 == "auto",
+        accept_mass_deletions=settings.accept_mass_deletions,
+    )
+
+
+def fetch_policy(settings: Settings) -> FetchPolicy:
+    """The time-outs and retries that the settings ask for."""
+    return FetchPolicy(
+        timeout_seconds=settings.timeout_seconds,
+        max_attempts=settings.max_attempts,
+        max_retry_wait_seconds=settings.max_retry_wait_seconds,
+    )
+
+
+def ingest_sites(
+    sites: Sequence[Site],
+    settings: Settings,
+    lake: Lake,
+    *,
+    since: datetime | None = None,
+    until: datetime | None = None,
+) -> list[SiteIngestion]:
+    """Read all sites, some at a time; a site that fails does not stop the others.
+
+    Args:
+        sites: The sites to read.
+        settings: Options, time-outs and the bound on concurrent sites.
+        lake: Where batches land.
+        since: Read everything from here again, besides what a tick reads.
+        until: End of that stretch; now if None.
+
+    Returns:
+        One report a site, in the order of `sites`; a failed one carries its error.
+    """
+
+    def ingest(site: Site) -> SiteIngestion:
+        with NightscoutClient(site, fetch_policy(settings)) as client:
+            reader = SiteReader(site, client, lake, settings, ingestion_options(settings))
+            try:
+                return reader.read(since=since, until=until)
+            except LakehouseError as error:
+                logger.error("%s", error)
+                return replace(reader.report, error=str(error))
+            except Exception as error:
+                # A fault of ours with one person's data must not keep the others' data away.
+                logger.exception("site %s: reading failed", site.name)
+                return replace(reader.report, error=f"Site {site.name}: {type(error).__name__} while reading.")
+
+    with ThreadPoolExecutor(max_workers=settings.max_concurrent_sites, thread_name_prefix="site") as pool:
+        return list(pool.map(ingest, sites))
+
+
+def load_state(lake: Lake, site: str) -> IngestionState:
+    """How far a site has been read; the initial state where it never was."""
+    stored = lake.read_json(ingestion_state_file(site)) or {}
+    known = {name: stored[name] for name in IngestionState.__dataclass_fields__ if name in stored}
+    return IngestionState(**known)
+
+
+class SiteReader:
+    """Reads one site once: plans the windows, lands what is new, and keeps the state after each batch."""
+
+    def __init__(
+        self,
+        site: Site,
+        client: NightscoutClient,
+        lake: Lake,
+        settings: Settings,
+        options: IngestionOptions,
+        now: Callable[[], datetime] = lambda: datetime.now(UTC),
+    ) -> None:
+        self._site = site
+        self._client = client
+        self._lake = lake
+        self._settings = settings
+        self._options = options
+        self._now = now
+        self._state = load_state(lake, site.name)
+        self._report = SiteIngestion(site=site.name)
+        self._started = time.monotonic()
+        self._landed_ids: set[str] = set()
+        processed = (lake.read_json(processing_state_file(site.name)) or {}).get("processed_batch", 0)
+        # What an unprocessed batch says is newer than what the lake shows: then nothing counts as unchanged.
+        self._lake_is_current = processed >= self._state.next_batch - 1
+
+    @property
+    def report(self) -> SiteIngestion:
+        """What has been read so far."""
+        return replace(
+            self._report,
+            requests=self._client.requests,
+            history_complete=self._state.history_complete,
+            seconds=time.monotonic() - self._started,
+        )
+
+    def read(self, *, since: datetime | None = None, until: datetime | None = None) -> SiteIngestion:
+        """Read what a tick reads, and with `since` everything from there to `until` again."""
+        now_ms = int(self._now().timestamp() * 1000)
+        recent_ms = self._recent_from_ms(now_ms)
+        batch = _Changes()
+        self._read_window(batch, recent_ms, FAR_FUTURE_MS)
+        self._refresh_timezone()
+        if self._state.history_below_ms is None:
+            self._state = replace(self._state, history_below_ms=recent_ms)
+        for from_ms, to_ms in (*self._older_window(recent_ms), *self._hinted_windows(recent_ms)):
+            self._read_window(batch, from_ms, to_ms)
+        self._land(batch)
+        self._read_history()
+        if since is not None:
+            end_ms = int(until.timestamp() * 1000) if until else recent_ms
+            for from_ms, to_ms in _split(int(since.timestamp() * 1000), end_ms, self._window_ms):
+                stretch = _Changes()
+                self._read_window(stretch, from_ms, to_ms)
+                self._land(stretch)
+                self._log_progress(from_ms)
+        self._state = replace(self._state, read_at=self._now().isoformat())
+        self._save_state()
+        return self.report
+
+    @property
+    def _window_ms(self) -> int:
+        return self._options.window_days * DAY_MS
+
+    def _recent_from_ms(self, now_ms: int) -> int:
+        if self._state.newest_ms is None:
+            return now_ms - self._window_ms
+        return int(min(self._state.newest_ms, now_ms)) - self._options.overlap_hours * HOUR_MS
+
+    def _older_window(self, recent_ms: int) -> list[tuple[int, int]]:
+        """The next older days of the rotation, newest first; years without documents are skipped."""
+        span_ms = self._options.reread_days_per_tick * DAY_MS
+        floor_ms = self._state.history_below_ms
+        if not span_ms or floor_ms is None or floor_ms >= recent_ms or self._state.read_at is None:
+            return []
+        below_ms = self._state.reread_below_ms
+        if below_ms is None or not floor_ms < below_ms <= recent_ms:
+            below_ms = recent_ms
+        to_ms = self._newest_before(below_ms)
+        if to_ms is None or to_ms <= floor_ms:
+            self._state = replace(self._state, reread_below_ms=recent_ms)
+            return []
+        self._state = replace(self._state, reread_below_ms=to_ms - span_ms)
+        return [(to_ms - span_ms, to_ms)]
+
+    def _newest_before(self, below_ms: int) -> int | None:
+        """An upper bound of the newest document before a time, on the server or in the lake; None for neither."""
+        on_server = self._client.newest_date_before(below_ms)
+        bounds = [] if on_server is None else [int(on_server) + 1]
+        months = {m for kind in KINDS for m in partition_files(self._lake, kind, self._site.name) if m != "undated"}
+        in_lake = max((month for month in months if month <= _month(below_ms - 1)), default=None)
+        if in_lake is not None:
+            bounds.append(min(below_ms, _end_of_month_ms(in_lake)))
+        return max(bounds, default=None)
+
+    def _hinted_windows(self, recent_ms: int) -> list[tuple[int, int]]:
+        """The days before the recent window that API v3 names as changed."""
+        if not self._options.use_api_v3:
+            return []
+        hints = self._client.change_hints(self._state.api_v3_since_ms)
+        if hints is None:
+            return []
+        self._state = replace(self._state, api_v3_since_ms=hints.next_ms)
+        days = sorted({int(date // DAY_MS) for date in hints.dates_ms if 0 <= date < recent_ms})
+        return [(day * DAY_MS, (day + 1) * DAY_MS) for day in days]
+
+    def _read_history(self) -> None:
+        """Page backwards until the server has nothing older, landing and remembering each window."""
+        while not self._first_fetch_reached():
+            below_ms = self._state.history_below_ms
+            newest_ms = None if below_ms is None else self._client.newest_date_before(below_ms)
+            if below_ms is None or newest_ms is None:
+                self._state = replace(self._state, history_complete=True)
+                return
+            # What lies between is empty: years without readings cost one request.
+            to_ms = int(newest_ms) + 1
+            from_ms = to_ms - self._window_ms
+            window = _Changes()
+            self._read_window(window, from_ms, to_ms, text_dates_to_ms=below_ms)
+            self._state = replace(self._state, history_below_ms=from_ms, history_complete=False)
+            self._land(window)
+            self._log_progress(from_ms)
+
+    def _log_progress(self, from_ms: int) -> None:
+        logger.info(
+            "site %s: %s documents fetched, read back to %s",
+            self._site.name,
+            f"{self._report.fetched:,}",
+            _date_text(from_ms),
+        )
+
+    def _first_fetch_reached(self) -> bool:
+        return self._options.first_fetch is not None and self._state.fetched >= self._options.first_fetch
+
+    def _read_window(self, batch: _Changes, from_ms: int, to_ms: int, text_dates_to_ms: int | None = None) -> None:
+        """Read a window whole and add to `batch` what differs from the lake."""
+        documents = self._whole(self._client.entries, from_ms, to_ms)
+        text_to_ms = text_dates_to_ms or to_ms
+        by_text = self._whole(self._client.entries_by_date_string, from_ms, text_to_ms)
+        present = {document.id for document in documents}
+        # A numeric date outside the window with a dateString inside belongs to another window.
+        documents += [d for d in by_text if d.id not in present and d.date_ms is None]
+        known = self._known(from_ms, text_to_ms)
+        landed = 0
+        for document in documents:
+            held = known.get(document.id)
+            is_held = self._lake_is_current and held is not None and held.hash == document.hash
+            if is_held or document.id in batch.seen:
+                continue
+            landed += 1
+            batch.upserts.append(document)
+            batch.seen.add(document.id)
+        present = {document.id for document in documents}
+        if known:
+            self._landed_ids |= present
+        gone = {
+            identity: held.month
+            for identity, held in known.items()
+            if identity not in self._landed_ids and _in_window(held, from_ms, to_ms, text_to_ms)
+        }
+        retained = self._retained(gone, known, from_ms, to_ms)
+        if not retained:
+            batch.deletions.update(gone)
+        self._note(documents)
+        self._report = replace(
+            self._report,
+            fetched=self._report.fetched + len(documents),
+            landed=self._report.landed + landed,
+            unchanged=self._report.unchanged + len(documents) - landed,
+            deletions=self._report.deletions + (0 if retained else len(gone)),
+            retained=self._report.retained + retained,
+            windows=self._report.windows + 1,
+        )
+
+    def _retained(self, gone: Mapping[str, str], known: Mapping[str, _Known], from_ms: int, to_ms: int) -> int:
+        """How many missing documents the lake keeps, since so many at once mean pruning, not correction."""
+        held = sum(_in_window(document, from_ms, to_ms, to_ms) for document in known.values())
+        if self._options.accept_mass_deletions or len(gone) < _PRUNED_DOCUMENTS or len(gone) <= held * _PRUNED_SHARE:
+            return 0
+        logger.warning(
+            "site %s: %d of %d documents from %s on are gone from the server; the lake keeps them. "
+            "Set NIGHTSCOUT_ACCEPT_MASS_DELETIONS=true for one run if they were meant to be deleted.",
+            self._site.name,
+            len(gone),
+            held,
+            _date_text(from_ms),
+        )
+        return len(gone)
+
+    def _note(self, documents: Sequence[Document]) -> None:
+        """Move the cursor to the newest plausible date; a wrong clock must not carry it into the future."""
+        latest_ms = (self._now() + FUTURE_TOLERANCE).timestamp() * 1000
+        dates = [d.date_ms for d in documents if d.date_ms is not None and d.date_ms <= latest_ms]
+        held = [] if self._state.newest_ms is None else [self._state.newest_ms]
+        self._state = replace(
+            self._state, newest_ms=max([*dates, *held], default=None), fetched=self._state.fetched + len(documents)
+        )
+
+    def _whole(self, read: Callable[[int, int, int], list[Document]], from_ms: int, to_ms: int) -> list[Document]:
+        """All documents of a window: one that fills its count may be cut, so it is halved and read again."""
+        count = self._options.max_count
+        documents = read(from_ms, to_ms, count)
+        while len(documents) >= count and to_ms - from_ms <= 1:
+            count *= 2
+            documents = read(from_ms, to_ms, count)
+        if len(documents) < count:
+            return documents
+        middle_ms = (from_ms + min(to_ms, int(self._now().timestamp() * 1000) + DAY_MS)) // 2
+        if not from_ms < middle_ms < to_ms:
+            middle_ms = (from_ms + to_ms) // 2
+        return self._whole(read, middle_ms, to_ms) + self._whole(read, from_ms, middle_ms)
+
+    def _known(self, from_ms: int, to_ms: int) -> dict[str, _Known]:
+        """The documents that the lake holds of a window, by id; soft-deleted and quarantined ones included."""
+        first, last = _month(from_ms), _month(to_ms)
+        files = [
+            file
+            for kind in KINDS
+            for month, file in partition_files(self._lake, kind, self._site.name).items()
+            if month == "undated" or first <= month <= last
+        ]
+        if not files:
+            return {}
+        with connect(self._settings) as connection:
+            rows = connection.execute(
+                f"""
+                select nightscout_id, document_hash, month, date_ms, epoch_ms(reading_timestamp)
+                from read_parquet({sql_list(self._lake.duckdb_path(f) for f in files)},
+                                  hive_partitioning = true, hive_types = {{'month': 'varchar', 'site': 'varchar'}})
+                where document_hash is not null
+                """
+            ).fetchall()
+        return {row[0]: _Known(hash=row[1], month=row[2], date_ms=row[3], time_ms=row[4]) for row in rows}
+
+    def _land(self, batch: _Changes) -> None:
+        """Write the changes as the next batch file, then the state; nothing to write writes only the state."""
+        for moved in batch.seen & batch.deletions.keys():
+            del batch.deletions[moved]
+        if batch.upserts or batch.deletions:
+            number = self._state.next_batch
+            while self._lake.exists(batch_file(self._site.name, number)):
+                number += 1
+            table = _batch_table(number, batch, self._now(), self._site.name)
+            size = self._lake.write_parquet(batch_file(self._site.name, number), table)
+            self._state = replace(self._state, next_batch=number + 1)
+            self._report = replace(
+                self._report,
+                batches=(*self._report.batches, number),
+                bytes_written=self._report.bytes_written + size,
+            )
+        self._save_state()
+
+    def _save_state(self) -> None:
+        self._lake.write_json(ingestion_state_file(self._site.name), asdict(self._state))
+
+    def _refresh_timezone(self) -> None:
+        """Take the time zone from the server's profile, once a day, where the configuration names none."""
+        read_at = self._state.timezone_read_at
+        fresh = read_at is not None and self._now() - datetime.fromisoformat(read_at) < _TIMEZONE_REFRESH
+        if self._site.timezone is not None or fresh:
+            return
+        self._state = replace(self._state, timezone_read_at=self._now().isoformat())
+        try:
+            named = self._client.profile_timezone()
+        except NightscoutError as error:
+            logger.warning("site %s: the profile with its time zone cannot be read: %s", self._site.name, error)
+            return
+        zone = canonical_timezone(named) if named else None
+        if named and zone is None:
+            logger.warning("site %s: the profile's time zone %r is not known; it is ignored", self._site.name, named)
+        if zone is not None:
+            self._state = replace(self._state, timezone=zone)
+
+
+def site_timezone(lake: Lake, site: Site) -> tuple[str, str]:
+    """The time zone that a site's days are counted in, and where it comes from.
+
+    Returns:
+        The IANA name, and `configuration`, `profile` or `default` (UTC, since nothing names one).
+    """
+    if site.timezone:
+        return site.timezone, "configuration"
+    if zone := load_state(lake, site.name).timezone:
+        return zone, "profile"
+    return "UTC", "default"
+
+
+def write_batch(lake: Lake, site: str, number: int, documents: Sequence[Document], fetched_at: datetime) -> None:
+    """Write documents as one batch file of a site, for sources other than a server's windows."""
+    batch = _Changes(upserts=list(documents))
+    lake.write_parquet(batch_file(site, number), _batch_table(number, batch, fetched_at, site))
+
+
+def _batch_table(number: int, batch: _Changes, fetched_at: datetime, site: str) -> pa.Table:
+    upserts, deletions = batch.upserts, list(batch.deletions.items())
+    # The server sends newest first; in the file the oldest stands first, so that versions stand in order.
+    upserts = upserts[::-1]
+    total = len(upserts) + len(deletions)
+    columns: Mapping[str, Iterable[Any]] = {
+        "batch": [number] * total,
+        "document_number": range(1, total + 1),
+        "operation": ["upsert"] * len(upserts) + ["delete"] * len(deletions),
+        "document_id": [d.id for d in upserts] + [identity for identity, _ in deletions],
+        "document_hash": [d.hash for d in upserts] + [None] * len(deletions),
+        "known_month": [None] * len(upserts) + [month for _, month in deletions],
+        "fetched_at": [fetched_at] * total,
+        "document": [d.text for d in upserts] + [None] * len(deletions),
+    }
+    arrays = [pa.array(list(columns[column.name]), type=column.type) for column in RAW_SCHEMA]
+    return pa.Table.from_arrays(arrays, schema=RAW_SCHEMA.with_metadata({"site": site, "batch": str(number)}))
+
+
+def _in_window(known: _Known, from_ms: int, to_ms: int, text_to_ms: int) -> bool:
+    """Whether a read of the window would have shown the document, had the server still had it."""
+    if known.date_ms is not None:
+        return from_ms <= known.date_ms < to_ms
+    if known.time_ms is not None:
+        return from_ms + _TEXT_DATE_MARGIN_MS <= known.time_ms < text_to_ms - _TEXT_DATE_MARGIN_MS
+    return False
+
+
+def _split(from_ms: int, to_ms: int, width_ms: int) -> list[tuple[int, int]]:
+    starts = range(from_ms, to_ms, width_ms)
+    return [(start, min(start + width_ms, to_ms)) for start in starts][::-1]
+
+
+def _month(epoch_ms: float) -> str:
+    clamped = min(max(epoch_ms, 0), FAR_FUTURE_MS)
+    return datetime.fromtimestamp(clamped / 1000, UTC).strftime("%Y-%m")
+
+
+def _end_of_month_ms(month: str) -> int:
+    year, number = int(month[:4]), int(month[5:])
+    following = datetime(year + number // 12, number % 12 + 1, 1, tzinfo=UTC)
+    return int(following.timestamp() * 1000)
+
+
+def _date_text(epoch_ms: int) -> str:
+    return datetime.fromtimestamp(max(epoch_ms, 0) / 1000, UTC).date().isoformat()

@@ -1,0 +1,278 @@
+"""The lake: plain files under one root, a local folder or an S3 bucket, with the same code for both.
+
+Layout below the root:
+
+    raw/nightscout_entries/site=<site>/batch=<number>.parquet         documents as they came, immutable
+    raw/nightscout_entries/site=<site>/state.json                     how far the site has been read
+    processed/nightscout_entries/kind=<kind>/site=<site>/month=<YYYY-MM>/entries.parquet
+    processed/nightscout_entries/state/<site>.json                    how far its batches have been processed
+"""
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import pyarrow as pa
+import pyarrow.fs as pafs
+import pyarrow.parquet as pq
+
+from nightscout_lakehouse.lib.errors import LakeError
+from nightscout_lakehouse.lib.settings import Settings
+
+COLLECTION = "nightscout_entries"
+KINDS = ("sgv", "mbg", "cal", "quarantined")
+
+RAW_SCHEMA = pa.schema(
+    [
+        pa.field("batch", pa.int64(), nullable=False),
+        pa.field("document_number", pa.int64(), nullable=False),
+        pa.field("operation", pa.string(), nullable=False),
+        pa.field("document_id", pa.string(), nullable=False),
+        pa.field("document_hash", pa.string()),
+        pa.field("known_month", pa.string()),
+        pa.field("fetched_at", pa.timestamp("us", tz="UTC"), nullable=False),
+        pa.field("document", pa.string()),
+    ]
+)
+
+
+@dataclass(frozen=True)
+class Lake:
+    """Reads and writes files below one root, each write atomic: a reader sees the old file or the new one.
+
+    Attributes:
+        url: Root as DuckDB takes it: an absolute folder or `s3://bucket[/prefix]`.
+        root: Root as `filesystem` takes it.
+        filesystem: The local file system or S3.
+    """
+
+    url: str
+    root: str
+    filesystem: pafs.FileSystem
+
+    @classmethod
+    def open(cls, settings: Settings) -> "Lake":
+        """The lake of the settings; a local root is created on first use.
+
+        Raises:
+            LakeError: The folder cannot be created or written.
+        """
+        url = settings.lake_url
+        if url.startswith("s3://"):
+            return cls(url=url, root=url.removeprefix("s3://"), filesystem=_s3(settings))
+        try:
+            Path(url).mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise LakeError(
+                f"The lake folder {url} cannot be created ({error.strerror}).",
+                "Set LAKEHOUSE_HOME or LAKE_URL to a folder that you can write to.",
+            ) from None
+        return cls(url=url, root=url, filesystem=pafs.LocalFileSystem())
+
+    @property
+    def is_local(self) -> bool:
+        """Whether the root is a folder."""
+        return not self.url.startswith("s3://")
+
+    def duckdb_path(self, relative: str) -> str:
+        """A path below the root, as DuckDB's functions take it."""
+        return f"{self.url}/{relative}"
+
+    def exists(self, relative: str) -> bool:
+        """Whether a file is there."""
+        return bool(self._info(relative).type == pafs.FileType.File)
+
+    def size_bytes(self, relative: str) -> int:
+        """Size of a file; 0 if it is not there."""
+        info = self._info(relative)
+        return int(info.size or 0) if info.type == pafs.FileType.File else 0
+
+    def list_files(self, relative: str, *, recursive: bool = False) -> list[str]:
+        """Files below a folder, as sorted paths relative to the root; empty if the folder is not there."""
+        selector = pafs.FileSelector(f"{self.root}/{relative}", recursive=recursive, allow_not_found=True)
+        return self._relative(info for info in self._listed(selector) if info.type == pafs.FileType.File)
+
+    def list_folders(self, relative: str) -> list[str]:
+        """Folders directly below a folder, as sorted paths relative to the root."""
+        selector = pafs.FileSelector(f"{self.root}/{relative}", recursive=False, allow_not_found=True)
+        return self._relative(info for info in self._listed(selector) if info.type == pafs.FileType.Directory)
+
+    def read_json(self, relative: str) -> dict[str, Any] | None:
+        """A JSON object, or None if the file is not there.
+
+        Raises:
+            LakeError: The file is not a JSON object.
+        """
+        if not self.exists(relative):
+            return None
+        with self.filesystem.open_input_stream(f"{self.root}/{relative}") as stream:
+            content = bytes(stream.read())
+        try:
+            value = json.loads(content)
+        except ValueError:
+            value = None
+        if not isinstance(value, dict):
+            raise LakeError(
+                f"{self.url}/{relative} is damaged: it is not a JSON object.",
+                "Remove it: what it says is found again from the batch files.",
+            )
+        return value
+
+    def write_json(self, relative: str, value: dict[str, Any]) -> None:
+        """Write a JSON object."""
+        self.write_bytes(relative, json.dumps(value, indent=1, sort_keys=True).encode())
+
+    def write_bytes(self, relative: str, content: bytes) -> None:
+        """Write a file as a whole.
+
+        Raises:
+            LakeError: The lake cannot be written.
+        """
+        try:
+            if self.is_local:
+                path = Path(self.root, relative)
+                path.parent.mkdir(parents=True, exist_ok=True)
+                temporary = path.with_name(f".{path.name}.tmp")
+                temporary.write_bytes(content)
+                temporary.replace(path)
+            else:
+                with self.filesystem.open_output_stream(f"{self.root}/{relative}") as stream:
+                    stream.write(content)
+        except OSError as error:
+            raise self._cannot_write(relative, error) from None
+
+    def write_parquet(self, relative: str, table: pa.Table) -> int:
+        """Write an Arrow table as Parquet, compressed by ZSTD; returns its size in bytes."""
+        sink = pa.BufferOutputStream()
+        pq.write_table(table, sink, compression="zstd")
+        content = sink.getvalue().to_pybytes()
+        self.write_bytes(relative, content)
+        return len(content)
+
+    def write_query(self, connection: duckdb.DuckDBPyConnection, relative: str, query: str) -> None:
+        """Write the rows of a query as one Parquet file, compressed by ZSTD."""
+        path = Path(self.root, relative)
+        # On S3 an object appears when its upload is complete; a local file needs the rename.
+        target = str(path.with_name(f".{path.name}.tmp")) if self.is_local else self.duckdb_path(relative)
+        try:
+            if self.is_local:
+                path.parent.mkdir(parents=True, exist_ok=True)
+            connection.execute(f"copy ({query}) to {sql_text(target)} (format parquet, compression zstd)")
+            if self.is_local:
+                Path(target).replace(path)
+        except (OSError, duckdb.IOException) as error:
+            raise self._cannot_write(relative, error) from None
+
+    def parquet_rows(self, relative: str) -> int:
+        """Number of rows of a Parquet file, from its footer."""
+        try:
+            with self.filesystem.open_input_file(f"{self.root}/{relative}") as file:
+                return int(pq.read_metadata(file).num_rows)
+        except (OSError, pa.ArrowInvalid) as error:
+            raise self._cannot_read(relative, error) from None
+
+    def delete(self, relative: str) -> None:
+        """Remove a file if it is there."""
+        if self.exists(relative):
+            self.filesystem.delete_file(f"{self.root}/{relative}")
+
+    def delete_folder(self, relative: str) -> None:
+        """Remove a folder and all below it, if it is there."""
+        if self._info(relative).type == pafs.FileType.Directory:
+            self.filesystem.delete_dir(f"{self.root}/{relative}")
+
+    def _info(self, relative: str) -> pafs.FileInfo:
+        try:
+            return self.filesystem.get_file_info(f"{self.root}/{relative}")
+        except OSError as error:
+            raise self._cannot_read(relative, error) from None
+
+    def _listed(self, selector: pafs.FileSelector) -> list[pafs.FileInfo]:
+        try:
+            return list(self.filesystem.get_file_info(selector))
+        except OSError as error:
+            raise self._cannot_read(selector.base_dir, error) from None
+
+    def _relative(self, infos: Iterable[pafs.FileInfo]) -> list[str]:
+        prefix = len(self.root) + 1
+        return sorted(info.path[prefix:] for info in infos)
+
+    def _cannot_write(self, relative: str, error: Exception) -> LakeError:
+        return LakeError(
+            f"The lake cannot be written: {self.url}/{relative} ({_first_line(error)}).",
+            "Check the free space and the permissions of the folder, or the endpoint and keys of the bucket.",
+        )
+
+    def _cannot_read(self, relative: str, error: Exception) -> LakeError:
+        return LakeError(
+            f"The lake cannot be read: {self.url}/{relative} ({_first_line(error)}).",
+            "Check the permissions of the folder, or the endpoint and keys of the bucket.",
+        )
+
+
+def raw_folder(site: str) -> str:
+    """Folder of a site's batch files."""
+    return f"raw/{COLLECTION}/site={site}"
+
+
+def batch_file(site: str, batch: int) -> str:
+    """One batch file of a site; numbers start at 1 and have no gaps when written."""
+    return f"{raw_folder(site)}/batch={batch:08d}.parquet"
+
+
+def batch_number(path: str) -> int | None:
+    """The number in a batch file's name, or None if the file is none."""
+    name = path.rpartition("/")[2]
+    if not (name.startswith("batch=") and name.endswith(".parquet")):
+        return None
+    return int(name.removeprefix("batch=").removesuffix(".parquet"))
+
+
+def ingestion_state_file(site: str) -> str:
+    """Where it is kept how far a site has been read."""
+    return f"{raw_folder(site)}/state.json"
+
+
+def processing_state_file(site: str) -> str:
+    """Where it is kept how far a site's batches have been processed."""
+    return f"processed/{COLLECTION}/state/{site}.json"
+
+
+def partition_file(kind: str, site: str, month: str) -> str:
+    """The Parquet file of one kind, site and UTC month (`YYYY-MM`, or `undated` in quarantine)."""
+    return f"processed/{COLLECTION}/kind={kind}/site={site}/month={month}/entries.parquet"
+
+
+def partition_files(lake: Lake, kind: str, site: str) -> dict[str, str]:
+    """The Parquet files of a kind and site, by month."""
+    folder = f"processed/{COLLECTION}/kind={kind}/site={site}"
+    files = lake.list_files(folder, recursive=True)
+    return {file.split("/month=")[1].partition("/")[0]: file for file in files if file.endswith("/entries.parquet")}
+
+
+def sql_text(value: str) -> str:
+    """A text as an SQL literal."""
+    return "'" + value.replace("'", "''") + "'"
+
+
+def sql_list(values: Iterable[str]) -> str:
+    """Texts as an SQL list literal."""
+    return "[" + ", ".join(sql_text(value) for value in values) + "]"
+
+
+def _s3(settings: Settings) -> pafs.FileSystem:
+    scheme, separator, host = settings.s3_endpoint.partition("://")
+    return pafs.S3FileSystem(
+        access_key=settings.s3_access_key_id.get_secret_value() or None,
+        secret_key=settings.s3_secret_access_key.get_secret_value() or None,
+        region=settings.s3_region,
+        endpoint_override=(host if separator else scheme).rstrip("/") or None,
+        scheme=scheme if separator else "https",
+    )
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0][:200]
