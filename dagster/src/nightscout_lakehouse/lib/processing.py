@@ -598,7 +598,8 @@ with outcomes as (
 
 select
     batch,
-    count(*) filter (operation = 'upsert'),
+    -- Counted apart from the outcomes: a join that loses or repeats a document shows as a sum that is off.
+    (select count(*) from incoming where incoming.batch = outcomes.batch and operation = 'upsert'),
     count(*) filter (outcome = 'stored'),
     count(*) filter (outcome = 'duplicate'),
     count(*) filter (outcome = 'quarantined'),

@@ -1,0 +1,324 @@
+"""The `lakehouse` command."""
+
+import csv
+import json
+import logging
+import os
+import shutil
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from enum import StrEnum
+from functools import wraps
+from typing import Annotated, Any, ParamSpec, TypeVar
+
+import typer
+from rich.console import Console
+from rich.logging import RichHandler
+from rich.table import Table
+
+from nightscout_lakehouse.lib.errors import LakehouseError
+from nightscout_lakehouse.lib.settings import Settings, load_settings
+
+app = typer.Typer(
+    help="Nightscout Lakehouse: your glucose data in Parquet, DuckDB and Postgres.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+)
+sites_app = typer.Typer(help="The Nightscout servers that are read.", no_args_is_help=True)
+app.add_typer(sites_app, name="sites")
+
+console = Console(highlight=False)
+errors = Console(stderr=True, highlight=False)
+
+EXIT_FAILURE = 1
+EXIT_USAGE = 2
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+class Format(StrEnum):
+    """How `lakehouse sql` prints its rows."""
+
+    TABLE = "table"
+    CSV = "csv"
+    JSON = "json"
+
+
+def _says_what_went_wrong(command: Callable[P, R]) -> Callable[P, R]:
+    """A user's mistake ends with one clear message and exit code 1, not with a traceback."""
+
+    @wraps(command)
+    def wrapped(*args: P.args, **kwargs: P.kwargs) -> R:
+        try:
+            return command(*args, **kwargs)
+        except LakehouseError as error:
+            errors.print("[bold red]Error:[/] ", end="")
+            errors.print(str(error), markup=False)
+            raise typer.Exit(EXIT_FAILURE) from None
+        except KeyboardInterrupt:
+            errors.print("Stopped.")
+            raise typer.Exit(130) from None
+
+    return wrapped
+
+
+@app.command()
+@_says_what_went_wrong
+def run() -> None:
+    """Run the whole pipeline once: read every site, process, build the models, publish, build the marts."""
+    settings = _prepare()
+    with _not_while_running(settings), _demo_if_no_site(settings) as configured:
+        _run_pipeline(configured)
+
+
+@app.command()
+@_says_what_went_wrong
+def backfill(
+    since: Annotated[datetime, typer.Option(formats=["%Y-%m-%d"], help="Read everything from this day (UTC) again.")],
+) -> None:
+    """Read everything since a day again, then bring all that follows up to date."""
+    settings = _prepare()
+    from nightscout_lakehouse.lib.ingestion import ingest_sites
+    from nightscout_lakehouse.lib.lake import Lake
+    from nightscout_lakehouse.lib.sites import load_sites
+
+    moment = since.replace(tzinfo=UTC)
+    if moment > datetime.now(UTC):
+        raise LakehouseError(f"--since {since.date()} is in the future.", "Give a day that has been.")
+    with _not_while_running(settings), _demo_if_no_site(settings) as configured:
+        reports = ingest_sites(load_sites(configured), configured, Lake.open(configured), since=moment)
+        for report in reports:
+            console.print(
+                f"{report.site}: {report.fetched:,} documents read again, {report.landed:,} new or changed, "
+                f"{report.deletions:,} deleted"
+            )
+        _run_pipeline(configured)
+    if any(report.error for report in reports):
+        raise typer.Exit(EXIT_FAILURE)
+
+
+@app.command()
+@_says_what_went_wrong
+def dev() -> None:
+    """Open the Dagster UI, with the schedule and the sensors running; Ctrl-C stops all of it."""
+    settings = _prepare()
+    from nightscout_lakehouse.dev_server import run_dagster_dev
+    from nightscout_lakehouse.lib.serving import serving_database
+
+    with _demo_if_no_site(settings) as configured, serving_database(configured):
+        console.print(f"Dagster UI: http://127.0.0.1:{configured.dagster_port}   (Ctrl-C stops everything)")
+        code = run_dagster_dev(configured)
+    raise typer.Exit(code)
+
+
+@app.command()
+@_says_what_went_wrong
+def status() -> None:
+    """Show each site: last reading and its age, rows, cursor, quarantined documents."""
+    settings = _prepare()
+    from nightscout_lakehouse.lib.pipeline_report import print_status
+
+    print_status(console, settings)
+
+
+@sites_app.command("check")
+@_says_what_went_wrong
+def sites_check() -> None:
+    """Reach every site: version, units, permissions, time zone, clock."""
+    settings = _prepare()
+    from nightscout_lakehouse.lib.pipeline_report import print_sites_check
+
+    with _demo_if_no_site(settings) as configured:
+        all_can_be_read = print_sites_check(console, configured)
+    if not all_can_be_read:
+        raise typer.Exit(EXIT_FAILURE)
+
+
+@app.command()
+@_says_what_went_wrong
+def doctor() -> None:
+    """Check what the lakehouse needs: what is missing, and how to mend it."""
+    from nightscout_lakehouse.lib.doctor import examine
+
+    findings = examine()
+    table = Table(box=None, pad_edge=False)
+    for title in ("", "check", "what was found", "how to mend it"):
+        table.add_column(title, overflow="fold")
+    for finding in findings:
+        mark = "[green]ok[/]" if finding.is_ok else "[red]no[/]"
+        table.add_row(mark, finding.check, finding.found, "" if finding.is_ok else finding.remedy)
+    console.print(table)
+    if not all(finding.is_ok for finding in findings):
+        raise typer.Exit(EXIT_FAILURE)
+
+
+@app.command()
+@_says_what_went_wrong
+def sql(
+    query: Annotated[str, typer.Argument(help="The query; it can only read.")],
+    marts: Annotated[bool, typer.Option("--marts", help="Ask the marts in Postgres instead of DuckDB.")] = False,
+    output: Annotated[Format, typer.Option("--format", help="How to print the rows.")] = Format.TABLE,
+) -> None:
+    """Ask the warehouse (DuckDB) or, with --marts, the serving database (Postgres); read-only."""
+    settings = _prepare()
+    names, rows = _read_marts(settings, query) if marts else _read_warehouse(settings, query)
+    _print_rows(names, rows, output)
+
+
+@app.command("demo-server")
+@_says_what_went_wrong
+def demo_server(
+    port: Annotated[int, typer.Option(min=1, max=65535, help="Port on 127.0.0.1.")] = 1337,
+) -> None:
+    """Serve the made-up person's data as a Nightscout server would, until Ctrl-C."""
+    from nightscout_lakehouse.demo import serve_forever
+
+    console.print(f"Demo Nightscout: http://127.0.0.1:{port}   (Ctrl-C stops it)")
+    serve_forever(port=port)
+
+
+@app.command()
+@_says_what_went_wrong
+def clean(
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+) -> None:
+    """Remove the folder of this lakehouse with all its data, after asking."""
+    from nightscout_lakehouse.lib.locking import lake_lock
+
+    settings = load_settings()
+    if not settings.home.is_dir():
+        console.print(f"There is nothing at {settings.home}.", soft_wrap=True)
+        return
+    if not (settings.home / "dagster" / "dagster.yaml").is_file():
+        raise LakehouseError(f"{settings.home} is not the folder of a lakehouse.", "Check LAKEHOUSE_HOME.")
+    console.print(f"This removes {settings.home} with the history, the warehouse and the marts.", soft_wrap=True)
+    if not yes and not typer.confirm("Remove it?"):
+        console.print("Nothing was removed.")
+        raise typer.Exit(EXIT_FAILURE)
+    with lake_lock(settings, "lakehouse clean", wait_seconds=0):
+        shutil.rmtree(settings.home)
+    console.print("Removed.")
+
+
+def _prepare() -> Settings:
+    """The settings, with all that other programs read from the environment set from them."""
+    from nightscout_lakehouse.instance import prepare_environment
+
+    settings = load_settings()
+    _log_to(console)
+    try:
+        prepare_environment(settings)
+    except OSError as error:
+        raise LakehouseError(
+            f"LAKEHOUSE_HOME {settings.home} cannot be written ({error.strerror}).", "Set it to a folder of yours."
+        ) from None
+    return settings
+
+
+def _run_pipeline(settings: Settings) -> None:
+    """Run the pipeline in this process and print its summary; ends the command with 1 if anything failed."""
+    from nightscout_lakehouse.instance import execute_job
+    from nightscout_lakehouse.lib.pipeline_report import print_run, site_runs
+
+    started = time.monotonic()
+    outcome = execute_job("nightscout_pipeline")
+    runs = site_runs(outcome.metadata)
+    if outcome.success:
+        print_run(console, settings, runs, time.monotonic() - started)
+    problems = [*outcome.errors, *(run.error for run in runs.values() if run.error)]
+    checks = [check for check in outcome.failed_checks if check != "every_site_was_read"]
+    if checks:
+        problems.append(f"Failed checks: {', '.join(checks)}.")
+    for problem in problems:
+        errors.print("[bold red]Error:[/] ", end="")
+        errors.print(problem, markup=False, soft_wrap=True)
+    if problems:
+        errors.print(f"Run {outcome.run_id[:8]} with all its steps: make dev", style="dim")
+        raise typer.Exit(EXIT_FAILURE)
+
+
+def _log_to(target: Console) -> None:
+    handler = RichHandler(console=target, show_path=False, show_level=False, omit_repeated_times=False, markup=False)
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    package = logging.getLogger("nightscout_lakehouse")
+    package.setLevel(logging.INFO)
+    package.handlers = [handler]
+    package.propagate = False
+    # Its request log would show every URL.
+    logging.getLogger("httpx").setLevel(logging.WARNING)
+
+
+@contextmanager
+def _not_while_running(settings: Settings) -> Iterator[None]:
+    """Say at once that another run is writing this lake, instead of waiting for it."""
+    from nightscout_lakehouse.lib.locking import lake_lock
+
+    with lake_lock(settings, "lakehouse", wait_seconds=0):
+        yield
+
+
+@contextmanager
+def _demo_if_no_site(settings: Settings) -> Iterator[Settings]:
+    """Serve the demo person while no site is configured; the settings then name it."""
+    from nightscout_lakehouse.lib.sites import load_sites
+
+    if load_sites(settings):
+        yield settings
+        return
+    from nightscout_lakehouse.demo import DemoServer
+
+    with DemoServer() as server:
+        console.print(f"No site is configured (NIGHTSCOUT_URL): reading the bundled demo person at {server.url}")
+        os.environ["NIGHTSCOUT_URL"] = server.url
+        os.environ["NIGHTSCOUT_SITE"] = "demo"
+        try:
+            yield load_settings()
+        finally:
+            del os.environ["NIGHTSCOUT_URL"], os.environ["NIGHTSCOUT_SITE"]
+
+
+def _read_warehouse(settings: Settings, query: str) -> tuple[list[str], list[tuple[Any, ...]]]:
+    import duckdb
+
+    from nightscout_lakehouse.lib.warehouse import connect
+
+    if not settings.warehouse_path.is_file():
+        raise LakehouseError("There is no warehouse yet.", "Run `make run` first.")
+    with connect(settings, settings.warehouse_path, read_only=True) as connection:
+        try:
+            cursor = connection.execute(query)
+        except duckdb.Error as error:
+            raise LakehouseError(f"DuckDB refuses the query: {error}") from None
+        return [column[0] for column in cursor.description or []], cursor.fetchall()
+
+
+def _read_marts(settings: Settings, query: str) -> tuple[list[str], list[tuple[Any, ...]]]:
+    from nightscout_lakehouse.lib.serving import read_query, serving_database
+
+    with serving_database(settings) as connection:
+        return read_query(connection, query)
+
+
+def _print_rows(names: Sequence[str], rows: Sequence[Sequence[Any]], output: Format) -> None:
+    if output is Format.CSV:
+        writer = csv.writer(sys.stdout)
+        writer.writerow(names)
+        writer.writerows(rows)
+    elif output is Format.JSON:
+        json.dump([dict(zip(names, row, strict=True)) for row in rows], sys.stdout, default=str, indent=1)
+        sys.stdout.write("\n")
+    else:
+        table = Table(box=None, pad_edge=False)
+        for name in names:
+            table.add_column(name, overflow="fold")
+        for row in rows:
+            table.add_row(*("" if value is None else str(value) for value in row))
+        console.print(table)
+
+
+if __name__ == "__main__":
+    app()

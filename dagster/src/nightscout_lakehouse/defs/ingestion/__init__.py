@@ -1,0 +1,1 @@
+"""Assets from the Nightscout server to Parquet."""

@@ -1,0 +1,71 @@
+"""The one resource of the pipeline: this lakehouse, with its settings, lake, sites and serving database.
+
+Holding it is holding the lock of the lake: two runs never write at once, whoever started them.
+"""
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+
+from pydantic import PrivateAttr
+
+import dagster as dg
+from nightscout_lakehouse.demo import DemoServer
+from nightscout_lakehouse.lib.dbt_project import DbtProject
+from nightscout_lakehouse.lib.lake import Lake
+from nightscout_lakehouse.lib.locking import lake_lock
+from nightscout_lakehouse.lib.serving import PostgresConnection, prepare_database, serving_database
+from nightscout_lakehouse.lib.settings import Settings, load_settings
+from nightscout_lakehouse.lib.sites import Site, load_sites
+
+DEMO_SITE = "demo"
+
+
+class LakehouseResource(dg.ConfigurableResource):  # type: ignore[type-arg]
+    """This lakehouse, opened for one run."""
+
+    _settings: Settings = PrivateAttr()
+    _stack: ExitStack = PrivateAttr()
+    _postgres: PostgresConnection | None = PrivateAttr(default=None)
+    _sites: list[Site] | None = PrivateAttr(default=None)
+
+    @contextmanager
+    def yield_for_execution(self, context: dg.InitResourceContext) -> Iterator["LakehouseResource"]:
+        """Take the lake's lock for the run, and close all that the run opened."""
+        self._settings = load_settings()
+        self._settings.home.mkdir(parents=True, exist_ok=True)
+        with ExitStack() as stack:
+            self._stack = stack
+            stack.enter_context(lake_lock(self._settings, f"run {context.run_id}"))
+            yield self
+
+    @property
+    def settings(self) -> Settings:
+        """The settings of this run."""
+        return self._settings
+
+    @property
+    def lake(self) -> Lake:
+        """The lake."""
+        return Lake.open(self._settings)
+
+    @property
+    def sites(self) -> list[Site]:
+        """The configured sites; the bundled demo server where none is, started for this run."""
+        if self._sites is None:
+            self._sites = load_sites(self._settings)
+            if not self._sites:
+                server = self._stack.enter_context(DemoServer())
+                self._sites = [Site(name=DEMO_SITE, url=server.url)]
+        return self._sites
+
+    @property
+    def postgres(self) -> PostgresConnection:
+        """The serving database, started and prepared on first use."""
+        if self._postgres is None:
+            self._postgres = self._stack.enter_context(serving_database(self._settings))
+            prepare_database(self._postgres)
+        return self._postgres
+
+    def dbt(self, *, with_postgres: bool = False) -> DbtProject:
+        """The dbt project, with the serving database where a model is built there."""
+        return DbtProject(self._settings, self.postgres if with_postgres else None)

@@ -1,0 +1,29 @@
+"""When the pipeline runs."""
+
+import dagster as dg
+from nightscout_lakehouse.defs.ingestion.nightscout_assets import reread_nightscout_entries
+
+_REREAD = dg.AssetSelection.assets(reread_nightscout_entries)
+
+nightscout_pipeline = dg.define_asset_job(
+    "nightscout_pipeline",
+    selection=dg.AssetSelection.groups("nightscout") - _REREAD,
+    description="Everything once: read every site, process, build the models, publish, build the marts.",
+    executor_def=dg.in_process_executor,
+)
+
+nightscout_backfill = dg.define_asset_job(
+    "nightscout_backfill",
+    selection=dg.AssetSelection.groups("nightscout") - dg.AssetSelection.assets("raw_nightscout_entries"),
+    description="Read the chosen months of every site again and bring all that follows up to date.",
+    executor_def=dg.in_process_executor,
+)
+
+nightscout_every_30_min = dg.ScheduleDefinition(
+    name="nightscout_every_30_min",
+    job=nightscout_pipeline,
+    cron_schedule="*/30 * * * *",
+    execution_timezone="UTC",
+    default_status=dg.DefaultScheduleStatus.RUNNING,
+    description="Every half hour, on the hour and half past.",
+)

@@ -1,0 +1,95 @@
+"""The dbt models as assets, built in this process: start-up, not SQL, is what a tick costs."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import timedelta
+from typing import Any
+
+import dagster as dg
+from dagster_dbt import DagsterDbtTranslator, DagsterDbtTranslatorSettings, dbt_assets
+from nightscout_lakehouse.defs.resources import LakehouseResource
+from nightscout_lakehouse.lib.dbt_project import DbtBuildResult, DbtError, DbtNodeResult, DbtProject
+from nightscout_lakehouse.lib.settings import load_settings
+
+GROUP = "nightscout"
+MARTS = "tag:mart"
+FRESHNESS = dg.FreshnessPolicy.time_window(fail_window=timedelta(hours=24), warn_window=timedelta(minutes=75))
+
+
+class NightscoutDbtTranslator(DagsterDbtTranslator):
+    """How a dbt model looks in Dagster: its own name as key, one group, the engine as kind."""
+
+    def get_asset_spec(self, manifest: Mapping[str, Any], unique_id: str, project: Any) -> dg.AssetSpec:
+        """The spec of a model, from what its YAML says."""
+        spec = super().get_asset_spec(manifest, unique_id, project)
+        props = self.get_resource_props(manifest, unique_id)
+        if props["resource_type"] != "model":
+            return spec
+        engine = "postgres" if "mart" in props["tags"] else "duckdb"
+        return spec.replace_attributes(
+            key=dg.AssetKey(props["name"]),
+            group_name=GROUP,
+            kinds={"dbt", engine},
+            owners=["team:data-platform"],
+            freshness_policy=FRESHNESS,
+        )
+
+
+TRANSLATOR = NightscoutDbtTranslator(settings=DagsterDbtTranslatorSettings(enable_asset_checks=True))
+MANIFEST = DbtProject(load_settings()).prepare_manifest()
+
+
+@dbt_assets(manifest=MANIFEST, exclude=MARTS, dagster_dbt_translator=TRANSLATOR, name="nightscout_models")
+def nightscout_models(context: dg.AssetExecutionContext, lakehouse: LakehouseResource) -> Iterator[Any]:
+    """Staging to curated, on DuckDB: only the days that a batch touched are computed anew."""
+    yield from _build(context, lakehouse.dbt(), "duckdb")
+
+
+@dbt_assets(manifest=MANIFEST, select=MARTS, dagster_dbt_translator=TRANSLATOR, name="nightscout_marts")
+def nightscout_marts(context: dg.AssetExecutionContext, lakehouse: LakehouseResource) -> Iterator[Any]:
+    """The marts, on Postgres, from the published tables."""
+    yield from _build(context, lakehouse.dbt(with_postgres=True), "postgres")
+
+
+def _build(context: dg.AssetExecutionContext, project: DbtProject, target: str) -> Iterator[Any]:
+    """Build the selected models with their tests; report each to Dagster, also when a later one fails."""
+    models = sorted(key.path[-1] for key in context.selected_asset_keys)
+    error: DbtError | None = None
+    try:
+        result = project.build(target, models)
+    except DbtError as failure:
+        if failure.result is None:
+            raise
+        error, result = failure, failure.result
+    yield from _events(context, result)
+    if error is not None:
+        raise dg.Failure(description=str(error), allow_retries=False) from error
+
+
+def _events(context: dg.AssetExecutionContext, result: DbtBuildResult) -> Iterator[Any]:
+    checks = {key.name: key for key in context.selected_asset_check_keys}
+    keys = {key.path[-1]: key for key in context.selected_asset_keys}
+    for node in result.nodes:
+        if node.resource_type == "model" and node.status == "success" and node.name in keys:
+            yield dg.MaterializeResult(asset_key=keys[node.name], metadata=_metadata(node))
+        elif node.resource_type == "test" and node.name in checks:
+            yield dg.AssetCheckResult(
+                asset_key=checks[node.name].asset_key,
+                check_name=node.name,
+                passed=node.status == "pass",
+                severity=dg.AssetCheckSeverity.WARN if node.status == "warn" else dg.AssetCheckSeverity.ERROR,
+                metadata={"status": node.status, "failures": node.failures or 0, "message": node.message or ""},
+            )
+
+
+def _metadata(node: DbtNodeResult) -> dict[str, Any]:
+    metadata: dict[str, Any] = {"seconds": round(node.execution_seconds, 3)}
+    if node.rows_affected is not None:
+        metadata["rows_written"] = node.rows_affected
+    if node.relation:
+        metadata["dagster/table_name"] = node.relation
+    return metadata
+
+
+def model_names(assets: dg.AssetsDefinition) -> Sequence[str]:
+    """Names of the models in a set of dbt assets."""
+    return sorted(key.path[-1] for key in assets.keys)

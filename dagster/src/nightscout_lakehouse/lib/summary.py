@@ -1,0 +1,159 @@
+"""What the lakehouse holds, in a few figures: for the run's summary, `lakehouse status` and asset metadata."""
+
+from dataclasses import dataclass
+from datetime import datetime
+
+import duckdb
+
+from nightscout_lakehouse.lib.settings import Settings
+from nightscout_lakehouse.lib.warehouse import connect
+
+SUMMARY_DAYS = 14
+
+
+@dataclass(frozen=True)
+class EntriesOverview:
+    """The processed entries at a glance; times are UTC."""
+
+    live_rows: int
+    rows_by_kind: dict[str, int]
+    quarantine_by_reason: dict[str, int]
+    first_reading: datetime | None
+    last_reading: datetime | None
+    preview: str
+
+
+@dataclass(frozen=True)
+class SiteSummary:
+    """One site: how much it holds, and its figures over the last days with readings.
+
+    Attributes:
+        site: Name of the site.
+        timezone: Zone that its days are counted in.
+        timezone_source: `configuration`, `profile` or `default`.
+        readings: Readings that count, over all time.
+        quarantined: Documents in quarantine.
+        last_reading: Time of the newest reading, UTC.
+        last_glucose_mg_dl: Its value.
+        days: Local days the figures below are from, at most 14.
+        sufficiency_pct: Readings present of those expected on these days.
+        mean_mg_dl: Mean glucose.
+        time_in_range_pct: Share of readings from 70 to 180 mg/dL.
+        time_below_range_pct: Share below 70 mg/dL.
+        gmi_pct: Glucose management indicator.
+    """
+
+    site: str
+    timezone: str
+    timezone_source: str
+    readings: int
+    quarantined: int
+    last_reading: datetime | None
+    last_glucose_mg_dl: float | None
+    days: int
+    sufficiency_pct: float | None
+    mean_mg_dl: float | None
+    time_in_range_pct: float | None
+    time_below_range_pct: float | None
+    gmi_pct: float | None
+
+
+def entries_overview(settings: Settings) -> EntriesOverview:
+    """Counts, reasons and the newest rows of `lake.nightscout_entries`."""
+    with connect(settings, settings.warehouse_path, read_only=True) as connection:
+        kinds = connection.execute("select kind, count(*) from lake.nightscout_entries group by 1 order by 1").fetchall()
+        reasons = connection.execute(
+            "select quarantine_reason, count(*) from lake.nightscout_entries where kind = 'quarantined'"
+            " group by 1 order by 2 desc, 1"
+        ).fetchall()
+        live, first, last = connection.execute(
+            "select count(*), min(reading_timestamp), max(reading_timestamp) from lake.nightscout_entries"
+            " where kind = 'sgv' and not is_deleted and not is_duplicate"
+        ).fetchall()[0]
+        newest = connection.execute(
+            "select site, reading_timestamp, glucose_mg_dl, direction, device from lake.nightscout_entries"
+            " where kind = 'sgv' and not is_deleted and not is_duplicate"
+            " order by reading_timestamp desc, site limit 5"
+        )
+        preview = markdown_table(newest)
+    return EntriesOverview(live, dict(kinds), dict(reasons), first, last, preview)
+
+
+def site_summaries(settings: Settings) -> list[SiteSummary]:
+    """The figures of every site in the warehouse, in the order of their names; empty before the first run."""
+    if not settings.warehouse_path.is_file():
+        return []
+    with connect(settings, settings.warehouse_path, read_only=True) as connection:
+        try:
+            rows = connection.execute(_SITE_SUMMARY_SQL, {"days": SUMMARY_DAYS}).fetchall()
+        except duckdb.CatalogException:
+            # The first run was stopped before its models were built.
+            return []
+    return [SiteSummary(*row) for row in rows]
+
+
+def markdown_table(relation: duckdb.DuckDBPyConnection) -> str:
+    """The rows of an executed query as a Markdown table."""
+    names = [column[0] for column in relation.description or []]
+    lines = ["| " + " | ".join(names) + " |", "|" + "---|" * len(names)]
+    lines += ["| " + " | ".join("" if v is None else str(v) for v in row) + " |" for row in relation.fetchall()]
+    return "\n".join(lines)
+
+
+_SITE_SUMMARY_SQL = """
+with totals as (
+    select site, sum(reading_count)::bigint as readings, max(reading_date) as last_date
+    from curated.dim_glucose_date
+    group by site
+),
+
+recent_days as (
+    select
+        days.site,
+        count(*) as days,
+        100.0 * sum(days.reading_count) / sum(days.expected_reading_count) as sufficiency_pct
+    from curated.dim_glucose_date as days
+    inner join totals on days.site = totals.site
+    where days.reading_date > totals.last_date - $days::integer
+    group by days.site
+),
+
+recent_readings as (
+    select
+        facts.site,
+        avg(facts.glucose_mg_dl) as mean_mg_dl,
+        100.0 * count(*) filter (facts.glucose_mg_dl between 70 and 180) / count(*) as time_in_range_pct,
+        100.0 * count(*) filter (facts.glucose_mg_dl < 70) / count(*) as time_below_range_pct,
+        max_by(facts.glucose_mg_dl, facts.reading_timestamp) as last_glucose_mg_dl,
+        max(facts.reading_timestamp) as last_reading
+    from curated.fact_glucose_readings as facts
+    inner join totals on facts.site = totals.site
+    where facts.reading_date > totals.last_date - $days::integer
+    group by facts.site
+),
+
+refused as (
+    select site, count(*) as quarantined from lake.nightscout_entries where kind = 'quarantined' group by site
+)
+
+select
+    sites.site,
+    sites.timezone,
+    sites.timezone_source,
+    coalesce(totals.readings, 0),
+    coalesce(refused.quarantined, 0),
+    recent_readings.last_reading,
+    recent_readings.last_glucose_mg_dl,
+    coalesce(recent_days.days, 0),
+    recent_days.sufficiency_pct,
+    recent_readings.mean_mg_dl,
+    recent_readings.time_in_range_pct,
+    recent_readings.time_below_range_pct,
+    3.31 + 0.02392 * recent_readings.mean_mg_dl
+from ops.sites as sites
+left join totals on sites.site = totals.site
+left join recent_days on sites.site = recent_days.site
+left join recent_readings on sites.site = recent_readings.site
+left join refused on sites.site = refused.site
+order by sites.site
+"""

@@ -1,0 +1,27 @@
+"""Fixtures of all tests: an own lakehouse folder, and no setting from the machine or a `.env`."""
+
+from pathlib import Path
+
+import pytest
+
+from nightscout_lakehouse.lib.lake import Lake
+from nightscout_lakehouse.lib.settings import Settings, load_settings
+
+
+@pytest.fixture(autouse=True)
+def _own_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for field in Settings.model_fields.values():
+        monkeypatch.delenv(str(field.validation_alias), raising=False)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("LAKEHOUSE_HOME", str(tmp_path / "a lakehouse"))
+    monkeypatch.setenv("DAGSTER_DISABLE_TELEMETRY", "1")
+
+
+@pytest.fixture
+def settings(_own_environment: None) -> Settings:
+    return load_settings()
+
+
+@pytest.fixture
+def lake(settings: Settings) -> Lake:
+    return Lake.open(settings)
