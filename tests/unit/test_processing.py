@@ -43,9 +43,7 @@ def land(lake: Lake, number: int, documents: Sequence[str], site: str = "anna") 
 
 def rows(settings: Settings, columns: str, where: str = "true") -> list[tuple[Any, ...]]:
     with open_warehouse(settings) as warehouse:
-        return warehouse.execute(
-            f"select {columns} from lake.nightscout_entries where {where} order by all"
-        ).fetchall()
+        return warehouse.execute(f"select {columns} from lake.nightscout_entries where {where} order by all").fetchall()
 
 
 @pytest.mark.parametrize(
@@ -229,9 +227,9 @@ def test_a_run_killed_before_its_state_is_written_is_made_good(
     process_sites([SITE], settings, lake)
     assert len(rows(settings, "nightscout_id")) == 3
     with open_warehouse(settings) as warehouse:
-        assert warehouse.execute("select documents, stored, quarantined from ops.batches where batch = 2").fetchall() == [
-            (2, 1, 1)
-        ]
+        assert warehouse.execute(
+            "select documents, stored, quarantined from ops.batches where batch = 2"
+        ).fetchall() == [(2, 1, 1)]
 
 
 def test_days_are_those_of_the_site(settings: Settings, lake: Lake) -> None:

@@ -1,0 +1,277 @@
+"""The client against a real HTTP server that misbehaves in every way servers do."""
+
+import gzip
+import hashlib
+import json
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from urllib.parse import parse_qs, urlsplit
+
+import pytest
+from pydantic import SecretStr
+
+from nightscout_lakehouse.lib.errors import LakehouseError
+from nightscout_lakehouse.lib.nightscout_client import (
+    AuthenticationError,
+    FetchPolicy,
+    NightscoutClient,
+    NotNightscoutError,
+    UnreachableError,
+)
+from nightscout_lakehouse.lib.sites import Site
+
+TOKEN = "reader-0123456789abcdef"
+ENTRY = {"_id": "a" * 24, "type": "sgv", "sgv": 120, "date": 1_700_000_000_000}
+
+Answer = Callable[[BaseHTTPRequestHandler], None]
+
+
+class ScriptedServer:
+    """Answers each request with the next answer of a list; the last one repeats."""
+
+    def __init__(self) -> None:
+        self.answers: list[Answer] = []
+        self.requests: list[tuple[str, dict[str, str]]] = []
+        server = self
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def do_GET(self) -> None:
+                server.requests.append((self.path, {k.lower(): v for k, v in self.headers.items()}))
+                answer = server.answers.pop(0) if len(server.answers) > 1 else server.answers[0]
+                answer(self)
+
+            def log_message(self, format: str, *args: object) -> None:
+                return
+
+        self._http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self._http.daemon_threads = True
+        self.url = f"http://127.0.0.1:{self._http.server_port}"
+
+    def start(self) -> None:
+        threading.Thread(target=self._http.serve_forever, args=(0.05,), daemon=True).start()
+
+    def stop(self) -> None:
+        self._http.shutdown()
+        self._http.server_close()
+
+
+def send(status: int, body: bytes | str, content_type: str = "application/json", **headers: str) -> Answer:
+    content = body.encode() if isinstance(body, str) else body
+
+    def answer(request: BaseHTTPRequestHandler) -> None:
+        request.send_response(status)
+        request.send_header("Content-Type", content_type)
+        request.send_header("Content-Length", str(len(content)))
+        for name, value in headers.items():
+            request.send_header(name.replace("_", "-"), value)
+        request.end_headers()
+        request.wfile.write(content)
+
+    return answer
+
+
+def cut_off(request: BaseHTTPRequestHandler) -> None:
+    request.send_response(200)
+    request.send_header("Content-Type", "application/json")
+    request.send_header("Content-Length", "1000")
+    request.end_headers()
+    request.wfile.write(b'[{"_id": "a"')
+    request.wfile.flush()
+    request.close_connection = True
+
+
+def hang(request: BaseHTTPRequestHandler) -> None:
+    time.sleep(1.5)
+    request.close_connection = True
+
+
+def drip(request: BaseHTTPRequestHandler) -> None:
+    request.send_response(200)
+    request.send_header("Transfer-Encoding", "chunked")
+    request.end_headers()
+    try:
+        for _ in range(100):
+            request.wfile.write(b"1\r\n[\r\n")
+            request.wfile.flush()
+            time.sleep(0.1)
+    except OSError:
+        return
+
+
+@pytest.fixture
+def server() -> Iterator[ScriptedServer]:
+    scripted = ScriptedServer()
+    scripted.start()
+    yield scripted
+    scripted.stop()
+
+
+def client(
+    url: str, waits: list[float] | None = None, *, timeout_seconds: float = 5.0, attempts: int = 3, **site: str
+) -> NightscoutClient:
+    secrets = {name: SecretStr(value) for name, value in site.items()}
+    policy = FetchPolicy(timeout_seconds=timeout_seconds, max_attempts=attempts, max_retry_wait_seconds=60)
+    return NightscoutClient(Site("anna", url, **secrets), policy, sleep=(waits if waits is not None else []).append)  # type: ignore[arg-type]
+
+
+def test_a_window_is_asked_for_by_date_with_a_count_and_no_condition(server: ScriptedServer) -> None:
+    server.answers = [send(200, json.dumps([ENTRY]))]
+    with client(server.url, token=TOKEN) as nightscout:
+        (document,) = nightscout.entries(1000, 2000, 77)
+    path, headers = server.requests[0]
+    assert parse_qs(urlsplit(path).query) == {
+        "find[date][$gte]": ["1000"],
+        "find[date][$lt]": ["2000"],
+        "count": ["77"],
+    }
+    assert headers["api-secret"] == TOKEN
+    assert "gzip" in headers["accept-encoding"]
+    assert not {"if-modified-since", "if-none-match"} & headers.keys()
+    assert TOKEN not in path
+    assert (document.id, document.date_ms) == ("a" * 24, 1_700_000_000_000.0)
+
+
+def test_the_api_secret_is_sent_hashed(server: ScriptedServer) -> None:
+    server.answers = [send(200, "[]")]
+    with client(server.url, api_secret="my api secret") as nightscout:
+        nightscout.entries(0, 1, 1)
+    assert server.requests[0][1]["api-secret"] == hashlib.sha1(b"my api secret").hexdigest()
+
+
+def test_gzip_is_understood_and_the_text_is_kept_as_sent(server: ScriptedServer) -> None:
+    text = '{"_id":"x","identifier":"y","sgv":1.10,"date":"1700000000000"}'
+    server.answers = [send(200, gzip.compress(f"[{text}]".encode()), Content_Encoding="gzip")]
+    with client(server.url) as nightscout:
+        (document,) = nightscout.entries(0, 1, 1)
+    assert (document.text, document.id, document.date_ms) == (text, "y", None)
+
+
+@pytest.mark.parametrize("status", [401, 403])
+def test_a_refusal_is_never_retried_and_says_what_to_set(server: ScriptedServer, status: int) -> None:
+    server.answers = [send(status, json.dumps({"status": status, "message": "Unauthorized"}))]
+    with (
+        client(server.url, token=TOKEN) as nightscout,
+        pytest.raises(AuthenticationError, match="NIGHTSCOUT_TOKEN") as error,
+    ):
+        nightscout.entries(0, 1, 1)
+    assert len(server.requests) == 1
+    assert TOKEN not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("answer", "message"),
+    [
+        (send(404, "Cannot GET", "text/html"), "no Nightscout API"),
+        (send(200, "<!doctype html><title>Login</title>", "text/html"), "an HTML page instead of JSON"),
+        (send(200, "hello", "text/plain"), "not JSON"),
+        (send(200, "", "application/json"), "not JSON"),
+        (send(200, "null"), "a list of entries"),
+        (send(200, '{"status": "ok"}'), "a list of entries"),
+        (send(302, "", Location="https://elsewhere.example.org/login"), "redirects to elsewhere.example.org"),
+        (send(418, "{}"), "HTTP 418"),
+    ],
+)
+def test_what_is_not_nightscout_is_said_at_once(server: ScriptedServer, answer: Answer, message: str) -> None:
+    server.answers = [answer]
+    with client(server.url) as nightscout, pytest.raises(NotNightscoutError, match=message):
+        nightscout.entries(0, 1, 1)
+    assert len(server.requests) == 1
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        send(500, "{}"),
+        send(502, "<html>", "text/html"),
+        send(429, "{}"),
+        send(200, '[{"_id": "a"'),
+        cut_off,
+        send(200, b"[]", Content_Encoding="gzip"),
+    ],
+    ids=["500", "502 page", "429", "truncated JSON", "cut off", "not compressed"],
+)
+def test_what_can_pass_is_tried_again(server: ScriptedServer, answer: Answer) -> None:
+    waits: list[float] = []
+    server.answers = [answer, answer, send(200, json.dumps([ENTRY]))]
+    with client(server.url, waits) as nightscout:
+        assert len(nightscout.entries(0, 1, 1)) == 1
+        assert nightscout.requests == 3
+    assert len(waits) == 2
+
+
+def test_waits_grow_and_differ(server: ScriptedServer) -> None:
+    waits: list[float] = []
+    server.answers = [send(503, "{}")]
+    with (
+        client(server.url, waits, attempts=12) as nightscout,
+        pytest.raises(UnreachableError, match="12 attempts: HTTP 503"),
+    ):
+        nightscout.entries(0, 1, 1)
+    assert len(waits) == 11
+    assert len(set(waits)) > 5
+    assert max(waits) <= 30
+
+
+def test_retry_after_is_honoured(server: ScriptedServer) -> None:
+    waits: list[float] = []
+    server.answers = [send(429, "{}", Retry_After="7"), send(200, "[]")]
+    with client(server.url, waits) as nightscout:
+        nightscout.entries(0, 1, 1)
+    assert waits == [7.0]
+
+
+def test_a_server_that_asks_for_more_time_than_a_run_has_is_left_alone(server: ScriptedServer) -> None:
+    waits: list[float] = []
+    server.answers = [send(429, "{}", Retry_After="3600")]
+    with client(server.url, waits) as nightscout, pytest.raises(UnreachableError, match="asks to wait 3600 s"):
+        nightscout.entries(0, 1, 1)
+    assert waits == []
+
+
+@pytest.mark.parametrize("answer", [hang, drip], ids=["hangs", "drips"])
+def test_a_server_that_hangs_does_not_hold_the_run(server: ScriptedServer, answer: Answer) -> None:
+    server.answers = [answer]
+    started = time.monotonic()
+    with client(server.url, timeout_seconds=0.3, attempts=1) as nightscout, pytest.raises(UnreachableError):
+        nightscout.entries(0, 1, 1)
+    assert time.monotonic() - started < 10
+
+
+@pytest.mark.parametrize(
+    ("url", "reason"),
+    [("http://127.0.0.1:9", "refused"), ("http://no-such-host.invalid", "host name is not known")],
+)
+def test_an_unreachable_server_is_named(url: str, reason: str) -> None:
+    with client(url, attempts=2) as nightscout, pytest.raises(UnreachableError, match=reason) as error:
+        nightscout.entries(0, 1, 1)
+    assert "anna" in str(error.value)
+
+
+def test_no_secret_in_logs_or_errors(server: ScriptedServer, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.DEBUG, logger="nightscout_lakehouse")
+    server.answers = [send(500, "{}")]
+    with client(server.url, token=TOKEN, api_secret="other secret") as nightscout:
+        assert nightscout.change_hints(None) is None
+        with pytest.raises(LakehouseError) as error:
+            nightscout.status()
+    assert TOKEN not in caplog.text + str(error.value) + repr(error.value)
+    assert "other secret" not in caplog.text
+
+
+def test_the_profile_time_zone_is_that_of_the_profile_in_use(server: ScriptedServer) -> None:
+    store = {"Old": {"timezone": "UTC"}, "Now": {"timezone": "Europe/Berlin"}}
+    server.answers = [send(200, json.dumps([{"defaultProfile": "Now", "store": store}]))]
+    with client(server.url) as nightscout:
+        assert nightscout.profile_timezone() == "Europe/Berlin"
+
+
+@pytest.mark.parametrize("profiles", [[], [{}], [{"defaultProfile": "x", "store": {}}], [{"store": None}], None])
+def test_a_server_without_a_usable_profile_has_no_time_zone(server: ScriptedServer, profiles: object) -> None:
+    server.answers = [send(200, json.dumps(profiles))]
+    with client(server.url) as nightscout:
+        assert nightscout.profile_timezone() is None
