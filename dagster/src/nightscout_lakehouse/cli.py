@@ -34,7 +34,7 @@ console = Console(highlight=False)
 errors = Console(stderr=True, highlight=False)
 
 EXIT_FAILURE = 1
-EXIT_USAGE = 2
+MOST_ROWS = 1_000_000
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -297,10 +297,13 @@ def _read_warehouse(settings: Settings, query: str) -> tuple[list[str], list[tup
 
 
 def _read_marts(settings: Settings, query: str) -> tuple[list[str], list[tuple[Any, ...]]]:
-    from nightscout_lakehouse.lib.serving import read_query, serving_database
+    from nightscout_lakehouse.lib.serving import reader_connection, read_query, serving_database
 
-    with serving_database(settings) as connection:
-        return read_query(connection, query)
+    with serving_database(settings) as owner:
+        result = read_query(reader_connection(settings, owner) or owner, query, max_rows=MOST_ROWS)
+    if result.is_cut:
+        errors.print(f"Only the first {MOST_ROWS:,} rows are shown.")
+    return list(result.columns), result.rows
 
 
 def _print_rows(names: Sequence[str], rows: Sequence[Sequence[Any]], output: Format) -> None:

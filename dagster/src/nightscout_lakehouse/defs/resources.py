@@ -13,7 +13,8 @@ from nightscout_lakehouse.demo import DemoServer
 from nightscout_lakehouse.lib.dbt_project import DbtProject
 from nightscout_lakehouse.lib.lake import Lake
 from nightscout_lakehouse.lib.locking import lake_lock
-from nightscout_lakehouse.lib.serving import PostgresConnection, prepare_database, serving_database
+from nightscout_lakehouse.lib.postgres_connection import PostgresConnection
+from nightscout_lakehouse.lib.serving import serving_database
 from nightscout_lakehouse.lib.settings import Settings, load_settings
 from nightscout_lakehouse.lib.sites import Site, load_sites
 
@@ -63,7 +64,6 @@ class LakehouseResource(dg.ConfigurableResource):  # type: ignore[type-arg]
         """The serving database, started and prepared on first use."""
         if self._postgres is None:
             self._postgres = self._stack.enter_context(serving_database(self._settings))
-            prepare_database(self._postgres)
         return self._postgres
 
     def dbt(self, *, with_postgres: bool = False) -> DbtProject:

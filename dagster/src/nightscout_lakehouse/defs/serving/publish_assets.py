@@ -4,10 +4,10 @@ from collections.abc import Iterator
 
 import dagster as dg
 from nightscout_lakehouse.defs.resources import LakehouseResource
-from nightscout_lakehouse.lib.publishing import publish
+from nightscout_lakehouse.lib.publishing import PUBLISHED_TABLES, TableReport, publish
 from nightscout_lakehouse.lib.warehouse import open_warehouse
 
-PUBLISHED_TABLES = ("fact_glucose_readings", "dim_glucose_date", "dim_site")
+TABLE_NAMES = tuple(table.name for table in PUBLISHED_TABLES)
 
 
 @dg.multi_asset(
@@ -20,23 +20,27 @@ PUBLISHED_TABLES = ("fact_glucose_readings", "dim_glucose_date", "dim_site")
             owners=["team:data-platform"],
             description=f"`curated.{table}` in Postgres: the rows that changed, by COPY and upsert in one transaction.",
         )
-        for table in PUBLISHED_TABLES
+        for table in TABLE_NAMES
     ]
 )
 def published_curated_tables(lakehouse: LakehouseResource) -> Iterator[dg.MaterializeResult]:
     """Publish the curated rows that changed; readers see all of it or nothing."""
     with open_warehouse(lakehouse.settings) as warehouse:
         report = publish(warehouse, lakehouse.postgres)
-    for table in report.tables:
+    reports = {table.table: table for table in report.tables}
+    for name in TABLE_NAMES:
+        table = reports.get(name, TableReport(name, considered=0, inserted=0, updated=0, deleted=0, bytes_sent=0))
         yield dg.MaterializeResult(
-            asset_key=["published", table.table],
+            asset_key=["published", name],
             metadata={
                 "inserted": table.inserted,
                 "updated": table.updated,
                 "deleted": table.deleted,
-                "full": report.full,
+                "unchanged": table.unchanged,
+                "bytes": table.bytes_sent,
+                "full": report.is_full,
+                "why_full": report.reason,
                 "change_seq": report.change_seq,
                 "seconds": round(report.seconds, 3),
-                "bytes": report.bytes,
             },
         )
