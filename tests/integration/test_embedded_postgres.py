@@ -15,7 +15,7 @@ import psycopg2
 import pytest
 from pydantic import SecretStr
 
-from nightscout_lakehouse.lib.embedded_postgres import HOST, embedded_postgres
+from nightscout_lakehouse.lib.embedded_postgres import HOST, SUPERUSER, embedded_postgres, password_file, read_password
 from nightscout_lakehouse.lib.errors import ServingDatabaseError
 from nightscout_lakehouse.lib.postgres_connection import PostgresConnection
 
@@ -62,6 +62,12 @@ def answer(connection: PostgresConnection, query: str = "select 1") -> object:
     return row[0] if row else None
 
 
+def password_of(folder: Path, role: str) -> SecretStr:
+    password = read_password(password_file(folder, role))
+    assert password is not None
+    return password
+
+
 def is_listening(port: int) -> bool:
     with socket.socket() as probe:
         return probe.connect_ex((HOST, port)) == 0
@@ -78,15 +84,16 @@ def eventually(condition: Callable[[], bool]) -> bool:
 
 def test_made_on_first_use_and_kept(postgres_folder: Path) -> None:
     with embedded_postgres(postgres_folder) as first, first.transaction() as opened, opened.cursor() as cursor:
-        cursor.execute("create schema kept create table rows as select 7 as n")
+        cursor.execute("create schema kept; create table kept.rows as select 7 as n")
     assert not is_listening(first.port)
     with embedded_postgres(postgres_folder) as second:
         assert second == first
         assert answer(second, "select n from kept.rows") == 7
         assert answer(second, "show timezone") == "UTC"
         assert answer(second, "show server_encoding") == "UTF8"
-        assert answer(second, "show unix_socket_directories") == ""
-        assert answer(second, "show listen_addresses") == HOST
+        superuser = replace(second, user=SUPERUSER, password=password_of(postgres_folder, SUPERUSER))
+        assert answer(superuser, "show unix_socket_directories") == ""
+        assert answer(superuser, "show listen_addresses") == HOST
         assert answer(second, "select rolsuper from pg_roles where rolname = current_user") is False
         assert (
             answer(second, "select datlocprovider::text || datlocale from pg_database where datname = 'lakehouse'")
@@ -149,7 +156,7 @@ def test_ctrl_c_leaves_the_server_to_the_others(postgres_folder: Path) -> None:
 def test_killed_server_comes_back(postgres_folder: Path) -> None:
     with embedded_postgres(postgres_folder) as connection:
         with connection.transaction() as opened, opened.cursor() as cursor:
-            cursor.execute("create schema kept create table rows as select 7 as n")
+            cursor.execute("create schema kept; create table kept.rows as select 7 as n")
         os.kill(postmaster(postgres_folder), signal.SIGKILL)
         # For another user, while this one is still there.
         with embedded_postgres(postgres_folder) as again:
@@ -177,6 +184,7 @@ def test_taken_port_is_replaced(postgres_folder: Path) -> None:
     with embedded_postgres(postgres_folder) as before:
         pass
     with socket.socket() as thief:
+        thief.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         thief.bind((HOST, before.port))
         thief.listen()
         with embedded_postgres(postgres_folder) as after:
@@ -190,18 +198,22 @@ def test_data_of_another_version_is_refused(postgres_folder: Path) -> None:
     with embedded_postgres(postgres_folder):
         pass
     (postgres_folder / "data" / "PG_VERSION").write_text("15\n")
-    with pytest.raises(ServingDatabaseError, match=r"made by PostgreSQL 15, but the installed one is \d+.*Move"):
-        with embedded_postgres(postgres_folder):
-            pass
+    with (
+        pytest.raises(ServingDatabaseError, match=r"made by PostgreSQL 15, but the installed one is \d+.*Move"),
+        embedded_postgres(postgres_folder),
+    ):
+        pass
 
 
 def test_damaged_data_is_told_from_the_log(postgres_folder: Path) -> None:
     with embedded_postgres(postgres_folder):
         pass
     (postgres_folder / "data" / "global" / "pg_control").unlink()
-    with pytest.raises(ServingDatabaseError, match=r"does not start: .*pg_control.*server\.log"):
-        with embedded_postgres(postgres_folder):
-            pass
+    with (
+        pytest.raises(ServingDatabaseError, match=r"does not start: .*pg_control.*server\.log"),
+        embedded_postgres(postgres_folder),
+    ):
+        pass
 
 
 def test_space_and_quotes_in_the_path(postgres_folder: Path) -> None:
@@ -211,9 +223,11 @@ def test_space_and_quotes_in_the_path(postgres_folder: Path) -> None:
 
 def test_file_in_the_way_is_named(postgres_folder: Path) -> None:
     postgres_folder.write_text("")
-    with pytest.raises(ServingDatabaseError, match=r"postgres cannot be used: File exists.*LAKEHOUSE_HOME"):
-        with embedded_postgres(postgres_folder):
-            pass
+    with (
+        pytest.raises(ServingDatabaseError, match=r"postgres cannot be used: File exists.*LAKEHOUSE_HOME"),
+        embedded_postgres(postgres_folder),
+    ):
+        pass
 
 
 def test_failing_block_stops_the_server_too(postgres_folder: Path) -> None:

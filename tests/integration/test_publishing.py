@@ -174,6 +174,16 @@ def test_another_warehouse_replaces_everything_and_forgets_its_sites(
     assert_same(warehouse, serving)
 
 
+def test_new_site_without_readings_arrives(warehouse: duckdb.DuckDBPyConnection, serving: PostgresConnection) -> None:
+    publish(warehouse, serving)
+    warehouse.execute("insert into curated.dim_site values ('new', 'UTC', 5)")
+    report = publish(warehouse, serving)
+    assert not report.is_full
+    assert written(report)["dim_site"] == (1, 0, 0)
+    assert report.tables[2].considered == 0
+    assert publish(warehouse, serving).tables == ()
+
+
 def test_rows_that_changed_unannounced_are_found_by_their_number(
     warehouse: duckdb.DuckDBPyConnection, serving: PostgresConnection
 ) -> None:

@@ -72,7 +72,7 @@ def test_reader_reads_the_marts(reader: PostgresConnection) -> None:
         "copy marts.mart from program 'echo 1'",
         "select pg_terminate_backend(pid) from pg_stat_activity where usename = 'lakehouse' or usename is null",
         "alter system set work_mem = '1GB'",
-        "lock table marts.mart in access exclusive mode",
+        "begin; lock table marts.mart in access exclusive mode",
     ],
 )
 def test_reader_can_do_nothing_else(reader: PostgresConnection, serving: PostgresConnection, statement: str) -> None:

@@ -436,19 +436,18 @@ def _owner_connection(directory: Path, superuser: PsycopgConnection) -> Postgres
                 cursor.execute(sql.SQL("create role {} login createrole").format(owner))
             cursor.execute(sql.SQL("alter role {} password {}").format(owner, sql.Literal(verifier)))
         if not has_database:
-            cursor.execute(sql.SQL("create database {} owner {}").format(database, owner))
             cursor.execute("revoke all on database postgres, template1 from public")
-            cursor.execute(sql.SQL("revoke all on database {} from public").format(database))
             _forbid_large_objects(superuser)
+            cursor.execute(sql.SQL("create database {} owner {}").format(database, owner))
     return PostgresConnection(HOST, superuser.info.port, OWNER, password, DATABASE, sslmode="disable")
 
 
 def _forbid_large_objects(superuser: PsycopgConnection) -> None:
-    """Take from PUBLIC the one way to write that needs no privilege: making large objects."""
-    parameters: dict[str, Any] = superuser.get_dsn_parameters() | {"dbname": DATABASE}
-    in_database = psycopg2.connect(**parameters, password=superuser.info.password)
+    """Take from PUBLIC the one way to write that needs no privilege, in every database yet to be made."""
+    parameters: dict[str, Any] = superuser.get_dsn_parameters() | {"dbname": "template1"}
+    template = psycopg2.connect(**parameters, password=superuser.info.password)
     try:
-        with in_database, in_database.cursor() as cursor:
+        with template, template.cursor() as cursor:
             cursor.execute(
                 """
                 select 'revoke execute on function ' || oid::regprocedure || ' from public'
@@ -460,7 +459,7 @@ def _forbid_large_objects(superuser: PsycopgConnection) -> None:
             for (statement,) in cursor.fetchall():
                 cursor.execute(statement)
     finally:
-        in_database.close()
+        template.close()
 
 
 # Ports
@@ -614,5 +613,7 @@ def _unprivileged_user(directory: Path) -> tuple[int, int]:
 
 
 def _last_words(output: str) -> str:
+    """Of a program's output, the lines that name the cause, or else the last ones."""
     lines = [line.strip() for line in output.strip().splitlines() if line.strip()]
-    return " / ".join(lines[-3:]).rstrip(".") or "it says nothing"
+    causes = [line for line in lines if re.search(r"FATAL|PANIC|ERROR|error:|[Nn]o space", line)]
+    return " / ".join(causes[:3] or lines[-3:]).rstrip(".") or "it says nothing"

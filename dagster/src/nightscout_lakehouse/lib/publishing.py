@@ -259,7 +259,12 @@ def _read_target(cursor: PsycopgCursor, tables: Sequence[PublishedTable]) -> _Ta
 
 
 def _is_up_to_date(source: _Source, target: _Target) -> bool:
-    return not _reason_for_full(source, target) and source.change_seq == target.change_seq
+    # The numbers of rows too: a new site without readings is no change of any day.
+    return (
+        not _reason_for_full(source, target)
+        and source.change_seq == target.change_seq
+        and source.row_counts == target.row_counts
+    )
 
 
 def _reason_for_full(source: _Source, target: _Target) -> str:

@@ -67,6 +67,7 @@ alter default privileges in schema marts grant select on tables to {READER};
 # Only where the database is ours alone: other programs may live off these defaults elsewhere.
 _DEDICATED: Final = f"""
 revoke all on schema public from public;
+revoke all on database {{database}} from public;
 grant connect on database {{database}} to {READER};
 """
 

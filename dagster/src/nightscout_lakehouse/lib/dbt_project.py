@@ -1,0 +1,222 @@
+"""The dbt project, run in this process by dbt's own programmatic runner.
+
+The first invocation in a process costs seconds of imports and parsing, the next ones little: see
+docs/decisions/0005-dbt-in-process.md.
+"""
+
+import hashlib
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Literal
+
+from nightscout_lakehouse.lib.errors import LakehouseError
+from nightscout_lakehouse.lib.postgres_connection import PostgresConnection
+from nightscout_lakehouse.lib.settings import DBT_PROJECT_DIR, Settings
+
+Target = Literal["duckdb", "postgres"]
+
+_PARSED_SUFFIXES = {".sql", ".yml", ".yaml", ".md"}
+
+
+@dataclass(frozen=True)
+class DbtNodeResult:
+    """What became of one model or test.
+
+    Attributes:
+        unique_id: dbt's id of the node.
+        name: Its name.
+        resource_type: `model`, `test` or `unit_test`.
+        status: `success`, `pass`, `warn`, `fail`, `error` or `skipped`.
+        message: What dbt says of it.
+        failures: Rows that a test found.
+        rows_affected: Rows that a model wrote, where the adapter says so.
+        execution_seconds: Duration.
+        relation: The table or view, with its schema.
+    """
+
+    unique_id: str
+    name: str
+    resource_type: str
+    status: str
+    message: str | None
+    failures: int | None
+    rows_affected: int | None
+    execution_seconds: float
+    relation: str | None
+
+
+@dataclass(frozen=True)
+class DbtBuildResult:
+    """The results of one invocation, in the order of execution."""
+
+    nodes: tuple[DbtNodeResult, ...]
+
+
+class DbtError(LakehouseError):
+    """A model or a test of severity error failed, or dbt could not start.
+
+    Attributes:
+        result: What ran before; None if nothing did.
+    """
+
+    def __init__(self, message: str, hint: str = "", result: DbtBuildResult | None = None) -> None:
+        super().__init__(message, hint)
+        self.result = result
+
+
+class DbtProject:
+    """Builds the models of the repository's dbt project.
+
+    Args:
+        settings: Whose warehouse to build, and where artefacts and logs go.
+        postgres: The serving database, for the target `postgres`.
+    """
+
+    def __init__(self, settings: Settings, postgres: PostgresConnection | None = None) -> None:
+        self._settings = settings
+        self._postgres = postgres
+
+    def prepare_manifest(self) -> Path:
+        """The manifest of the project as it is now; parsed only when a file or a version has changed.
+
+        Raises:
+            DbtError: The project does not parse; names the file.
+        """
+        target_dir = self._target_dir("duckdb")
+        manifest, stamp = target_dir / "manifest.json", target_dir / "manifest.stamp"
+        current = _fingerprint()
+        if not manifest.is_file() or not stamp.is_file() or stamp.read_text(encoding="utf-8") != current:
+            self._invoke("duckdb", ["parse"])
+            stamp.write_text(current, encoding="utf-8")
+        return manifest
+
+    def build(self, target: Target, select: Sequence[str], *, full_refresh: bool = False) -> DbtBuildResult:
+        """Build models with their tests.
+
+        Args:
+            target: `duckdb` for staging to curated, `postgres` for the marts.
+            select: Names of models, or any of dbt's selectors.
+            full_refresh: Build incremental models anew.
+
+        Raises:
+            DbtError: A model failed, or a test of severity error; the result is attached.
+        """
+        # Unit tests check the code, not the data; they run with the test suite.
+        arguments = ["build", "--exclude-resource-type", "unit_test", "--indirect-selection", "cautious"]
+        arguments += ["--select", *select]
+        if full_refresh:
+            arguments.append("--full-refresh")
+        return self._invoke(target, arguments)
+
+    def unit_test(self) -> DbtBuildResult:
+        """Run the unit tests of the models.
+
+        Raises:
+            DbtError: One failed.
+        """
+        return self._invoke("duckdb", ["test", "--select", "test_type:unit"])
+
+    def _target_dir(self, target: Target) -> Path:
+        # One for each target: dbt parses everything anew where the target of the last parse was another.
+        return self._settings.dbt_dir / target
+
+    def _invoke(self, target: Target, arguments: Sequence[str]) -> DbtBuildResult:
+        from dbt.cli.main import dbtRunner
+
+        target_dir = self._target_dir(target)
+        target_dir.mkdir(parents=True, exist_ok=True)
+        self._settings.warehouse_path.parent.mkdir(parents=True, exist_ok=True)
+        common = [
+            *("--project-dir", str(DBT_PROJECT_DIR), "--profiles-dir", str(DBT_PROJECT_DIR)),
+            *("--target", target, "--target-path", str(target_dir)),
+            *("--log-path", str(self._settings.dbt_dir / "logs"), "--quiet", "--no-use-colors"),
+        ]
+        with _environment(self._environment(target)):
+            invocation = dbtRunner().invoke([*arguments, *common])
+        results = getattr(invocation.result, "results", None)
+        if results is None:
+            if invocation.exception is not None:
+                raise DbtError(f"dbt cannot {arguments[0]} the project: {_first_lines(str(invocation.exception))}")
+            return DbtBuildResult(())
+        result = DbtBuildResult(tuple(_node_result(item) for item in results))
+        for node in result.nodes:
+            if node.status in ("error", "fail", "runtime error"):
+                raise DbtError(
+                    f"The dbt {node.resource_type} {node.name} failed: {_first_lines(node.message or node.status)}",
+                    f"The details are in {self._settings.dbt_dir / 'logs' / 'dbt.log'}.",
+                    result,
+                )
+        return result
+
+    def _environment(self, target: Target) -> Mapping[str, str]:
+        values = {
+            "LAKEHOUSE_HOME": str(self._settings.home),
+            "LAKEHOUSE_WAREHOUSE": str(self._settings.warehouse_path),
+            "DBT_SEND_ANONYMOUS_USAGE_STATS": "false",
+        }
+        if target == "postgres":
+            if self._postgres is None:
+                raise DbtError("The target postgres needs the serving database.")
+            values |= {
+                "LAKEHOUSE_POSTGRES_HOST": self._postgres.host,
+                "LAKEHOUSE_POSTGRES_PORT": str(self._postgres.port),
+                "LAKEHOUSE_POSTGRES_USER": self._postgres.user,
+                "LAKEHOUSE_POSTGRES_DATABASE": self._postgres.database,
+                "LAKEHOUSE_POSTGRES_SSLMODE": self._postgres.sslmode,
+                # dbt hides the values of variables with this prefix in its logs.
+                "DBT_ENV_SECRET_POSTGRES_PASSWORD": self._postgres.password.get_secret_value(),
+            }
+        return values
+
+
+@contextmanager
+def _environment(values: Mapping[str, str]) -> Iterator[None]:
+    """Set environment variables for the time of one invocation."""
+    before = {name: os.environ.get(name) for name in values}
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+
+
+def _node_result(item: Any) -> DbtNodeResult:
+    node = item.node
+    rows = (item.adapter_response or {}).get("rows_affected")
+    resource_type = str(getattr(node.resource_type, "value", node.resource_type))
+    relation = f"{node.schema}.{node.alias}" if resource_type == "model" else None
+    return DbtNodeResult(
+        unique_id=node.unique_id,
+        name=node.name,
+        resource_type=resource_type,
+        status=str(getattr(item.status, "value", item.status)),
+        message=item.message,
+        failures=item.failures,
+        rows_affected=rows if isinstance(rows, int) and rows >= 0 else None,
+        execution_seconds=item.execution_time,
+        relation=relation,
+    )
+
+
+def _fingerprint() -> str:
+    digest = hashlib.blake2b(digest_size=16)
+    for package in ("dbt-core", "dbt-duckdb", "dbt-postgres"):
+        digest.update(version(package).encode())
+    for path in sorted(DBT_PROJECT_DIR.rglob("*")):
+        if path.suffix in _PARSED_SUFFIXES:
+            digest.update(str(path.relative_to(DBT_PROJECT_DIR)).encode())
+            digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
+def _first_lines(text: str, count: int = 3) -> str:
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return " ".join(lines[:count])
