@@ -1,14 +1,16 @@
 """What is in place in the serving database, and what `bi_reader` cannot do there."""
 
+from __future__ import annotations
+
 import logging
 import uuid
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import psycopg2
 import pytest
-from conftest import Server  # the one beside this file
 from psycopg2 import sql
 from pydantic import SecretStr
 
@@ -23,6 +25,9 @@ from nightscout_lakehouse.lib.serving import (
     serving_database,
 )
 from nightscout_lakehouse.lib.settings import Settings
+
+if TYPE_CHECKING:
+    from conftest import Server  # the one beside this file
 
 pytestmark = pytest.mark.postgres
 

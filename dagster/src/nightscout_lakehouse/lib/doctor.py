@@ -66,8 +66,10 @@ def _python() -> Finding:
 
 def _packages() -> Finding:
     missing = [name for name in _PACKAGES if not _is_installed(name)]
-    found = f"{', '.join(missing)} missing" if missing else ", ".join(
-        f"{name} {importlib.metadata.version(name)}" for name in _PACKAGES
+    found = (
+        f"{', '.join(missing)} missing"
+        if missing
+        else ", ".join(f"{name} {importlib.metadata.version(name)}" for name in _PACKAGES)
     )
     return Finding("packages", not missing, found, "Run `make setup`.")
 

@@ -53,7 +53,9 @@ def print_run(console: Console, settings: Settings, runs: Mapping[str, SiteRun],
     console.print("Look next:")
     console.print("  make dev             the pipeline in the Dagster UI, running every 30 minutes")
     console.print("  make status          each site's last reading, rows and cursor")
-    console.print('  .venv/bin/lakehouse sql --marts "select * from mart_glucose_overview order by reading_date desc limit 7"')
+    console.print(
+        '  .venv/bin/lakehouse sql --marts "select * from mart_glucose_overview order by reading_date desc limit 7"'
+    )
 
 
 def print_status(console: Console, settings: Settings) -> None:

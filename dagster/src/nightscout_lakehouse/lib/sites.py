@@ -91,16 +91,12 @@ def canonical_timezone(name: str) -> str | None:
 
     Nightscout profiles write some zones in capitals (`ETC/GMT+5`), so the case is not significant.
     """
-    return {zone.lower(): zone for zone in available_timezones()}.get(
-        name.strip().lower()
-    )
+    return {zone.lower(): zone for zone in available_timezones()}.get(name.strip().lower())
 
 
 def _sites_from_file(path: Path) -> list[Site]:
     try:
-        parsed = _SitesFile.model_validate(
-            tomllib.loads(path.read_text(encoding="utf-8"))
-        )
+        parsed = _SitesFile.model_validate(tomllib.loads(path.read_text(encoding="utf-8")))
     except tomllib.TOMLDecodeError as error:
         raise ConfigurationError(f"{path.name} is not valid TOML: {error}.") from None
     except ValidationError as error:

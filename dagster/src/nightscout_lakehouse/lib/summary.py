@@ -61,7 +61,9 @@ class SiteSummary:
 def entries_overview(settings: Settings) -> EntriesOverview:
     """Counts, reasons and the newest rows of `lake.nightscout_entries`."""
     with connect(settings, settings.warehouse_path, read_only=True) as connection:
-        kinds = connection.execute("select kind, count(*) from lake.nightscout_entries group by 1 order by 1").fetchall()
+        kinds = connection.execute(
+            "select kind, count(*) from lake.nightscout_entries group by 1 order by 1"
+        ).fetchall()
         reasons = connection.execute(
             "select quarantine_reason, count(*) from lake.nightscout_entries where kind = 'quarantined'"
             " group by 1 order by 2 desc, 1"

@@ -50,9 +50,7 @@ create table if not exists ops.batches (
 """
 
 
-def connect(
-    settings: Settings, path: Path | None = None, *, read_only: bool = False
-) -> duckdb.DuckDBPyConnection:
+def connect(settings: Settings, path: Path | None = None, *, read_only: bool = False) -> duckdb.DuckDBPyConnection:
     """Open a DuckDB database that can read and write the lake.
 
     Args:
@@ -64,9 +62,7 @@ def connect(
         LakeError: Another process holds the file, or an extension's wheel is missing.
     """
     try:
-        connection = duckdb.connect(
-            str(path) if path else ":memory:", read_only=read_only
-        )
+        connection = duckdb.connect(str(path) if path else ":memory:", read_only=read_only)
     except duckdb.IOException as error:
         if "lock" not in str(error).lower():
             raise
@@ -78,9 +74,7 @@ def connect(
     return connection
 
 
-def configure_connection(
-    connection: duckdb.DuckDBPyConnection, settings: Settings
-) -> None:
+def configure_connection(connection: duckdb.DuckDBPyConnection, settings: Settings) -> None:
     """Give a connection UTC, the limits of the settings, and access to the lake (dbt's connections come here too)."""
     connection.execute("set TimeZone = 'UTC'")
     connection.execute("set autoinstall_known_extensions = false")
@@ -110,9 +104,7 @@ def _configure_s3(connection: duckdb.DuckDBPyConnection, settings: Settings) -> 
     if endpoint:
         options |= {"endpoint": endpoint.rstrip("/"), "url_style": "path"}
     body = ", ".join(f"{key} {_quoted(value)}" for key, value in options.items())
-    connection.execute(
-        f"create or replace secret lake (type s3, {body}, use_ssl {str(not insecure).lower()})"
-    )
+    connection.execute(f"create or replace secret lake (type s3, {body}, use_ssl {str(not insecure).lower()})")
 
 
 def link_extensions(directory: Path) -> Path:
@@ -129,15 +121,8 @@ def link_extensions(directory: Path) -> Path:
     target_dir.mkdir(parents=True, exist_ok=True)
     spec = importlib.util.find_spec("duckdb_extension_httpfs")
     if spec is None or spec.origin is None:
-        raise LakeError(
-            "The DuckDB extension httpfs is not installed.", "Run `make setup`."
-        )
-    source = (
-        Path(spec.origin).parent
-        / "extensions"
-        / f"v{duckdb.__version__}"
-        / "httpfs.duckdb_extension"
-    )
+        raise LakeError("The DuckDB extension httpfs is not installed.", "Run `make setup`.")
+    source = Path(spec.origin).parent / "extensions" / f"v{duckdb.__version__}" / "httpfs.duckdb_extension"
     if not source.is_file():
         raise LakeError(
             f"The installed httpfs extension does not fit DuckDB {duckdb.__version__}.",

@@ -52,7 +52,11 @@ def reread_nightscout_entries(
     """Read whole months (UTC) of every site again: for edits and late data that should not wait for the rotation."""
     window = context.partition_time_window
     reports = ingest_sites(
-        lakehouse.sites, lakehouse.settings, lakehouse.lake, since=window.start, until=min(window.end, datetime.now(UTC))
+        lakehouse.sites,
+        lakehouse.settings,
+        lakehouse.lake,
+        since=window.start,
+        until=min(window.end, datetime.now(UTC)),
     )
     yield from _ingestion_results(context, "reread_nightscout_entries", reports, None)
 
