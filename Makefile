@@ -44,7 +44,7 @@ lint: $(SYNCED) ## Check style, types and SQL
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
-	@$(BIN)/sqlfluff lint --disable-progress-bar dbt
+	@$(BIN)/sqlfluff lint --disable-progress-bar dbt/models dbt/tests
 
 format: $(SYNCED) ## Mend what can be mended by a program
 	@$(BIN)/ruff check --fix .

@@ -45,7 +45,7 @@ class ScriptedServer:
                 answer = server.answers.pop(0) if len(server.answers) > 1 else server.answers[0]
                 answer(self)
 
-            def log_message(self, format: str, *args: object) -> None:
+            def log_message(self, *args: object) -> None:
                 return
 
         self._http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)

@@ -301,7 +301,8 @@ def test_step_by_step_equals_all_at_once_and_nothing_is_lost(
         outcomes.append(rows(settings, "*"))
         with open_warehouse(settings) as warehouse:
             accounted = warehouse.execute(
-                "select coalesce(sum(documents), 0), coalesce(sum(stored + duplicates + quarantined), 0) from ops.batches"
+                "select coalesce(sum(documents), 0), coalesce(sum(stored + duplicates + quarantined), 0)"
+                " from ops.batches"
             ).fetchall()[0]
         assert accounted == (sum(map(len, batches)),) * 2
     assert outcomes[0] == outcomes[1]

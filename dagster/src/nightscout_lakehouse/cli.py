@@ -30,7 +30,8 @@ app = typer.Typer(
 sites_app = typer.Typer(help="The Nightscout servers that are read.", no_args_is_help=True)
 app.add_typer(sites_app, name="sites")
 
-console = Console(highlight=False)
+# Tables that go to a file or a pipe are not squeezed into 80 columns.
+console = Console(highlight=False, width=None if sys.stdout.isatty() else 160)
 errors = Console(stderr=True, highlight=False)
 
 EXIT_FAILURE = 1
@@ -297,7 +298,7 @@ def _read_warehouse(settings: Settings, query: str) -> tuple[list[str], list[tup
 
 
 def _read_marts(settings: Settings, query: str) -> tuple[list[str], list[tuple[Any, ...]]]:
-    from nightscout_lakehouse.lib.serving import reader_connection, read_query, serving_database
+    from nightscout_lakehouse.lib.serving import read_query, reader_connection, serving_database
 
     with serving_database(settings) as owner:
         result = read_query(reader_connection(settings, owner) or owner, query, max_rows=MOST_ROWS)

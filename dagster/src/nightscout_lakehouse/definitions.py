@@ -1,6 +1,7 @@
 """The code location that Dagster loads: all that `defs/` defines, with the lakehouse as its one resource."""
 
 import dagster as dg
+
 from nightscout_lakehouse.defs.alerts.failure import pipeline_failure_alert
 from nightscout_lakehouse.defs.ingestion.nightscout_assets import (
     processed_nightscout_entries,

@@ -28,7 +28,7 @@ def run_dagster_dev(settings: Settings) -> int:
         "--port",
         str(settings.dagster_port),
     ]
-    child = subprocess.Popen(command, cwd=REPOSITORY_ROOT, start_new_session=True, preexec_fn=_default_signals)  # noqa: S603, PLW1509
+    child = subprocess.Popen(command, cwd=REPOSITORY_ROOT, start_new_session=True, preexec_fn=_default_signals)  # noqa: S603
     signal.signal(signal.SIGTERM, _interrupt)
     try:
         return child.wait()
@@ -55,5 +55,5 @@ def _default_signals() -> None:
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
-def _interrupt(signum: int, frame: object) -> None:
+def _interrupt(_signum: int, _frame: object) -> None:
     raise KeyboardInterrupt

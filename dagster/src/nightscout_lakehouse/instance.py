@@ -71,17 +71,25 @@ def execute_job(job: str) -> JobOutcome:
         job: Name of the job.
     """
     import dagster as dg
-    from nightscout_lakehouse.defs.alerts.failure import step_errors
+
     from nightscout_lakehouse.definitions import defs
+    from nightscout_lakehouse.defs.alerts.failure import run_error, step_errors
 
     with dg.DagsterInstance.get() as instance:
         result = defs.resolve_job_def(job).execute_in_process(
-            instance=instance, raise_on_error=False, tags={"dagster/triggered_by": "lakehouse run"}
+            instance=instance,
+            raise_on_error=False,
+            # The command shows its own progress; the run's log is in the UI.
+            run_config={"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}},
+            tags={"lakehouse/command": "run"},
         )
     outcome = JobOutcome(success=result.success, run_id=result.run_id)
+    run_failure = ""
     for event in result.all_events:
         if event.is_step_failure:
             outcome.errors.append(step_errors(event))
+        elif event.event_type is dg.DagsterEventType.RUN_FAILURE:
+            run_failure = run_error(event)
         elif event.is_step_success and event.step_key:
             outcome.step_seconds[event.step_key] = event.step_success_data.duration_ms / 1000
         elif event.event_type is dg.DagsterEventType.ASSET_MATERIALIZATION:
@@ -92,4 +100,6 @@ def execute_job(job: str) -> JobOutcome:
             evaluation = event.asset_check_evaluation_data
             if not evaluation.passed and evaluation.severity is dg.AssetCheckSeverity.ERROR:
                 outcome.failed_checks.append(evaluation.check_name)
+    if not outcome.success and not outcome.errors:
+        outcome.errors.append(run_failure or "The run failed before its first step.")
     return outcome

@@ -9,7 +9,10 @@
 }}
 
 with readings as (
-    select * from {{ ref('stg_nightscout_glucose') }}
+    select
+        *,
+        cast(sensor_interval_minutes * 30000 - 1 as bigint) as just_under_half_interval_ms
+    from {{ ref('stg_nightscout_glucose') }}
     {% if is_incremental() %}
         -- The day before is read too: the first reading of a day looks back at the last one before it.
         where {{ partitions_of_recomputed(this.name) }}
@@ -33,8 +36,8 @@ ranked as (
         min(devices.device_rank) over (
             partition by readings.site, readings.reading_date
             order by epoch_ms(readings.reading_timestamp)
-            range between cast(readings.sensor_interval_minutes * 30000 - 1 as bigint) preceding
-            and cast(readings.sensor_interval_minutes * 30000 - 1 as bigint) following
+            range between readings.just_under_half_interval_ms preceding
+            and readings.just_under_half_interval_ms following
         ) as best_device_rank_nearby
     from readings
     inner join devices

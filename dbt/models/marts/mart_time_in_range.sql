@@ -15,20 +15,20 @@ periods (period_days) as (
 -- From the days, not from the readings: five periods of 90 days need no second look at each reading.
 totals as (
     select
-        days.site,
+        daily.site,
         periods.period_days,
-        sum(days.reading_count) as total_count,
-        sum(days.time_very_low_pct * days.reading_count) / 100 as very_low_count,
-        sum(days.time_low_pct * days.reading_count) / 100 as low_count,
-        sum(days.time_in_range_pct * days.reading_count) / 100 as in_range_count,
-        sum(days.time_high_pct * days.reading_count) / 100 as high_count,
-        sum(days.time_very_high_pct * days.reading_count) / 100 as very_high_count,
-        sum(days.time_in_tight_range_pct * days.reading_count) / 100 as tight_range_count
+        sum(daily.reading_count) as total_count,
+        sum(daily.time_very_low_pct * daily.reading_count) / 100 as very_low_count,
+        sum(daily.time_low_pct * daily.reading_count) / 100 as low_count,
+        sum(daily.time_in_range_pct * daily.reading_count) / 100 as in_range_count,
+        sum(daily.time_high_pct * daily.reading_count) / 100 as high_count,
+        sum(daily.time_very_high_pct * daily.reading_count) / 100 as very_high_count,
+        sum(daily.time_in_tight_range_pct * daily.reading_count) / 100 as tight_range_count
     from latest
     cross join periods
-    inner join {{ source('published', 'dim_glucose_date') }} as days
-        on latest.site = days.site and latest.latest_date - periods.period_days < days.reading_date
-    group by days.site, periods.period_days
+    inner join {{ source('published', 'dim_glucose_date') }} as daily
+        on latest.site = daily.site and latest.latest_date - periods.period_days < daily.reading_date
+    group by daily.site, periods.period_days
 ),
 
 -- Days without any reading are expected too, from the site's first day on.

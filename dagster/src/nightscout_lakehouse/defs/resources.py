@@ -6,9 +6,9 @@ Holding it is holding the lock of the lake: two runs never write at once, whoeve
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
+import dagster as dg
 from pydantic import PrivateAttr
 
-import dagster as dg
 from nightscout_lakehouse.demo import DemoServer
 from nightscout_lakehouse.lib.dbt_project import DbtProject
 from nightscout_lakehouse.lib.lake import Lake
@@ -36,7 +36,7 @@ class LakehouseResource(dg.ConfigurableResource):  # type: ignore[type-arg]
         self._settings.home.mkdir(parents=True, exist_ok=True)
         with ExitStack() as stack:
             self._stack = stack
-            stack.enter_context(lake_lock(self._settings, f"run {context.run_id}"))
+            stack.enter_context(lake_lock(self._settings, f"run {context.run.run_id if context.run else ''}"))
             yield self
 
     @property

@@ -250,7 +250,7 @@ class _Site:
 
     # API v1
 
-    async def versions(self, request: Request) -> Response:
+    async def versions(self, _: Request) -> Response:
         versions = (("1.0.0", "v1"), ("2.0.0", "v2"), ("3.0.3-alpha", "v3"))
         return _json([{"version": version, "url": f"/api/{path}"} for version, path in versions])
 
@@ -408,7 +408,7 @@ class _Site:
             return _v3_error(401, "Bad access token or JWT")
         return None if self._of_role(subject).can_read else _v3_error(403, "Missing permission api:entries:read")
 
-    async def v3_version(self, request: Request) -> Response:
+    async def v3_version(self, _: Request) -> Response:
         result = {
             "version": VERSION,
             "apiVersion": "3.0.3-alpha",
@@ -584,9 +584,9 @@ def _conditional(request: Request, documents: list[Document]) -> Response:
     since = request.headers.get("if-modified-since")
     if request.headers.get("if-none-match") == headers["ETag"]:
         return Response(status_code=304, headers=headers)
-    if since and modified is not None and "if-none-match" not in request.headers:
-        if modified <= parsedate_to_datetime(since):
-            return Response(status_code=304, headers=headers)
+    is_asked_by_date = since is not None and "if-none-match" not in request.headers
+    if is_asked_by_date and modified is not None and modified <= parsedate_to_datetime(str(since)):
+        return Response(status_code=304, headers=headers)
     return Response(content, media_type="application/json; charset=utf-8", headers=headers)
 
 

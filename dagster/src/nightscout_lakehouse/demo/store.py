@@ -63,7 +63,7 @@ class DemoStore:
         """Add an entry as it is."""
         with self._lock:
             date = document.get("date")
-            if not _is_number(date):
+            if not isinstance(date, int | float) or isinstance(date, bool):
                 self._undated.append(document)
                 return
             position = bisect_right(self._dates, date)

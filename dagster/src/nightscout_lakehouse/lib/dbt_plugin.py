@@ -7,7 +7,7 @@ from nightscout_lakehouse.lib.settings import load_settings
 from nightscout_lakehouse.lib.warehouse import configure_connection
 
 
-class Plugin(BasePlugin):  # type: ignore[misc]
+class Plugin(BasePlugin):
     """Loaded by name from `dbt/profiles.yml`."""
 
     def configure_connection(self, conn: DuckDBPyConnection) -> None:

@@ -125,6 +125,7 @@ class DbtProject:
         return self._settings.dbt_dir / target
 
     def _invoke(self, target: Target, arguments: Sequence[str]) -> DbtBuildResult:
+        from dbt.adapters.duckdb.connections import DuckDBConnectionManager
         from dbt.cli.main import dbtRunner
 
         target_dir = self._target_dir(target)
@@ -136,7 +137,11 @@ class DbtProject:
             *("--log-path", str(self._settings.dbt_dir / "logs"), "--quiet", "--no-use-colors"),
         ]
         with _environment(self._environment(target)):
-            invocation = dbtRunner().invoke([*arguments, *common])
+            try:
+                invocation = dbtRunner().invoke([*arguments, *common])
+            finally:
+                # dbt keeps its connection until the process ends; others want to open the warehouse.
+                DuckDBConnectionManager.close_all_connections()  # type: ignore[no-untyped-call]
         results = getattr(invocation.result, "results", None)
         if results is None:
             if invocation.exception is not None:

@@ -313,7 +313,7 @@ class NightscoutClient:
             )
         if status != 200:
             raise NotNightscoutError(f"Site {name}: {url} answers with HTTP {status}.")
-        if not body.lstrip()[:1] in (b"[", b"{", b"n"):
+        if body.lstrip()[:1] not in (b"[", b"{", b"n"):
             kind = "an HTML page" if b"<" in body.lstrip()[:1] else "something that is not JSON"
             raise NotNightscoutError(
                 f"Site {name}: {url} sends {kind} instead of JSON.",

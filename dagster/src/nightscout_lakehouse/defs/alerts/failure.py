@@ -1,8 +1,10 @@
 """Tells someone when a run fails."""
 
 import logging
+from typing import Any
 
 import dagster as dg
+
 from nightscout_lakehouse.lib.alerts import failure_message
 
 logger = logging.getLogger("nightscout_lakehouse.alerts")
@@ -19,7 +21,7 @@ def pipeline_failure_alert(context: dg.RunFailureSensorContext) -> None:
         job=context.dagster_run.job_name,
         run_id=context.dagster_run.run_id,
         steps=[step_errors(event) for event in context.get_step_failure_events()],
-        reason=context.failure_event.message or "",
+        reason=run_error(context.failure_event),
     )
     logger.error("%s", message)
 
@@ -29,7 +31,16 @@ def step_errors(event: dg.DagsterEvent) -> str:
     data = event.step_failure_data
     if data.user_failure_data is not None and data.user_failure_data.description:
         return f"{event.step_key}: {data.user_failure_data.description}"
-    error = data.error
+    return f"{event.step_key}: {_root_cause(data.error)}"
+
+
+def run_error(event: dg.DagsterEvent) -> str:
+    """Why a run failed outside its steps: most often a resource that could not be opened."""
+    error = event.job_failure_data.error
+    return _root_cause(error) if error is not None else (event.message or "")
+
+
+def _root_cause(error: Any) -> str:
     while error is not None and error.cause is not None:
         error = error.cause
-    return f"{event.step_key}: {error.message.strip() if error is not None else 'no error given'}"
+    return error.message.strip() if error is not None else "no error given"

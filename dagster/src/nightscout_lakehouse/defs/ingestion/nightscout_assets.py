@@ -5,6 +5,7 @@ from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
 
 import dagster as dg
+
 from nightscout_lakehouse.defs.resources import LakehouseResource
 from nightscout_lakehouse.lib.ingestion import SiteIngestion, ingest_sites
 from nightscout_lakehouse.lib.processing import PROCESSED_COLUMNS, SiteProcessing, process_sites
@@ -33,7 +34,7 @@ FIRST_MONTH = "2013-01-01"
 )
 def raw_nightscout_entries(
     context: dg.AssetExecutionContext, lakehouse: LakehouseResource
-) -> Iterator[dg.MaterializeResult | dg.AssetCheckResult]:
+) -> Iterator[dg.MaterializeResult[None] | dg.AssetCheckResult]:
     """Read what is new, changed or gone on every site; each document lands unchanged in an immutable batch file."""
     reports = ingest_sites(lakehouse.sites, lakehouse.settings, lakehouse.lake)
     yield from _ingestion_results(context, "raw_nightscout_entries", reports, "every_site_was_read")
@@ -44,11 +45,10 @@ def raw_nightscout_entries(
     kinds={"python", "parquet"},
     owners=OWNERS,
     partitions_def=dg.MonthlyPartitionsDefinition(start_date=FIRST_MONTH, end_offset=1),
-    backfill_policy=dg.BackfillPolicy.single_run(),
 )
 def reread_nightscout_entries(
     context: dg.AssetExecutionContext, lakehouse: LakehouseResource
-) -> Iterator[dg.MaterializeResult | dg.AssetCheckResult]:
+) -> Iterator[dg.MaterializeResult[None] | dg.AssetCheckResult]:
     """Read whole months (UTC) of every site again: for edits and late data that should not wait for the rotation."""
     window = context.partition_time_window
     reports = ingest_sites(
@@ -78,7 +78,7 @@ def reread_nightscout_entries(
 )
 def processed_nightscout_entries(
     lakehouse: LakehouseResource,
-) -> Iterator[dg.MaterializeResult | dg.AssetCheckResult]:
+) -> Iterator[dg.MaterializeResult[None] | dg.AssetCheckResult]:
     """Type, de-duplicate and partition the new batches as Parquet; refused documents go to quarantine with a reason."""
     reports = process_sites(lakehouse.sites, lakehouse.settings, lakehouse.lake)
     overview = entries_overview(lakehouse.settings)
@@ -120,7 +120,7 @@ def processed_nightscout_entries(
 
 def _ingestion_results(
     context: dg.AssetExecutionContext, asset: str, reports: Sequence[SiteIngestion], check: str | None
-) -> Iterator[dg.MaterializeResult | dg.AssetCheckResult]:
+) -> Iterator[dg.MaterializeResult[None] | dg.AssetCheckResult]:
     failed = [report for report in reports if report.error]
     if failed and len(failed) == len(reports):
         raise dg.Failure(

@@ -1,6 +1,7 @@
 """When the pipeline runs."""
 
 import dagster as dg
+
 from nightscout_lakehouse.defs.ingestion.nightscout_assets import reread_nightscout_entries
 
 _REREAD = dg.AssetSelection.assets(reread_nightscout_entries)

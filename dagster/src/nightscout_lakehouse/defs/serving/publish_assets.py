@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 
 import dagster as dg
+
 from nightscout_lakehouse.defs.resources import LakehouseResource
 from nightscout_lakehouse.lib.publishing import PUBLISHED_TABLES, TableReport, publish
 from nightscout_lakehouse.lib.warehouse import open_warehouse
@@ -23,7 +24,7 @@ TABLE_NAMES = tuple(table.name for table in PUBLISHED_TABLES)
         for table in TABLE_NAMES
     ]
 )
-def published_curated_tables(lakehouse: LakehouseResource) -> Iterator[dg.MaterializeResult]:
+def published_curated_tables(lakehouse: LakehouseResource) -> Iterator[dg.MaterializeResult[None]]:
     """Publish the curated rows that changed; readers see all of it or nothing."""
     with open_warehouse(lakehouse.settings) as warehouse:
         report = publish(warehouse, lakehouse.postgres)

@@ -1,13 +1,14 @@
 """The dbt models as assets, built in this process: start-up, not SQL, is what a tick costs."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from datetime import timedelta
 from typing import Any
 
 import dagster as dg
 from dagster_dbt import DagsterDbtTranslator, DagsterDbtTranslatorSettings, dbt_assets
+
 from nightscout_lakehouse.defs.resources import LakehouseResource
-from nightscout_lakehouse.lib.dbt_project import DbtBuildResult, DbtError, DbtNodeResult, DbtProject
+from nightscout_lakehouse.lib.dbt_project import DbtBuildResult, DbtError, DbtNodeResult, DbtProject, Target
 from nightscout_lakehouse.lib.settings import load_settings
 
 GROUP = "nightscout"
@@ -50,7 +51,7 @@ def nightscout_marts(context: dg.AssetExecutionContext, lakehouse: LakehouseReso
     yield from _build(context, lakehouse.dbt(with_postgres=True), "postgres")
 
 
-def _build(context: dg.AssetExecutionContext, project: DbtProject, target: str) -> Iterator[Any]:
+def _build(context: dg.AssetExecutionContext, project: DbtProject, target: Target) -> Iterator[Any]:
     """Build the selected models with their tests; report each to Dagster, also when a later one fails."""
     models = sorted(key.path[-1] for key in context.selected_asset_keys)
     error: DbtError | None = None
@@ -88,8 +89,3 @@ def _metadata(node: DbtNodeResult) -> dict[str, Any]:
     if node.relation:
         metadata["dagster/table_name"] = node.relation
     return metadata
-
-
-def model_names(assets: dg.AssetsDefinition) -> Sequence[str]:
-    """Names of the models in a set of dbt assets."""
-    return sorted(key.path[-1] for key in assets.keys)

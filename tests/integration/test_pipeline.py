@@ -1,0 +1,78 @@
+"""The whole pipeline: a real server over HTTP, real files, real dbt, real Postgres, a real Dagster instance."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from nightscout_lakehouse.demo import DemoOptions, DemoServer, DemoStore, Person
+from nightscout_lakehouse.instance import execute_job, prepare_environment
+from nightscout_lakehouse.lib.serving import read_query, reader_connection, serving_database
+from nightscout_lakehouse.lib.settings import load_settings
+from nightscout_lakehouse.lib.warehouse import connect
+
+TOKEN = "reader-0123456789abcdef"
+
+pytestmark = [pytest.mark.e2e, pytest.mark.postgres]
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[DemoServer]:
+    options = DemoOptions(default_roles="denied", tokens={TOKEN: "readable"})
+    with DemoServer(DemoStore.of(Person(seed=3), days=45), options) as running:
+        monkeypatch.setenv("NIGHTSCOUT_URL", running.url)
+        monkeypatch.setenv("NIGHTSCOUT_TOKEN", TOKEN)
+        for name in ("DAGSTER_HOME", "LAKEHOUSE_HOME"):
+            monkeypatch.setenv(name, os.environ.get(name, ""))
+        yield running
+
+
+def test_from_a_url_to_marts_and_again(server: DemoServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LAKEHOUSE_HOME", str(tmp_path / "a lakehouse"))
+    settings = load_settings()
+    prepare_environment(settings)
+
+    first = execute_job("nightscout_pipeline")
+    assert first.errors == []
+    assert first.success
+    assert first.failed_checks == []
+
+    raw = first.metadata["raw_nightscout_entries"]
+    processed = first.metadata["processed_nightscout_entries"]
+    assert raw["documents_fetched"] == raw["documents_landed"] > 12_000
+    assert processed["documents"] == raw["documents_landed"]
+    assert processed["documents"] == processed["stored"] + processed["duplicates"] + processed["quarantined"]
+
+    with connect(settings, settings.warehouse_path, read_only=True) as warehouse:
+        readings, days, mean = warehouse.execute(
+            "select count(*), count(distinct reading_date), avg(glucose_mg_dl) from curated.fact_glucose_readings"
+        ).fetchall()[0]
+        live = warehouse.execute(
+            "select count(*) from lake.nightscout_entries where kind = 'sgv' and not is_deleted and not is_duplicate"
+        ).fetchall()[0][0]
+    assert readings == live
+    assert 45 <= days <= 47
+
+    with serving_database(settings) as owner:
+        reader = reader_connection(settings, owner) or owner
+        published = read_query(owner, "select count(*) from marts.mart_glucose_recent").rows[0][0]
+        assert 14 * 200 < published <= 14 * 289
+        overview = read_query(
+            reader,
+            "select sum(avg_glucose_mg_dl * reading_count) / sum(reading_count), sum(reading_count)"
+            " from mart_glucose_overview",
+        ).rows[0]
+        assert overview[0] == pytest.approx(mean, rel=1e-9)
+        assert overview[1] == readings
+        (current,) = read_query(reader, "select site, age_minutes from mart_glucose_current").rows
+        assert current[0] == "default"
+
+    second = execute_job("nightscout_pipeline")
+    assert second.success
+    again = second.metadata["raw_nightscout_entries"]
+    assert again["documents_fetched"] < raw["documents_fetched"] / 5
+    assert again["documents_landed"] <= 3
+
+    everything = [path for path in settings.home.rglob("*") if path.is_file() and path.stat().st_size < 50_000_000]
+    assert [str(path) for path in everything if TOKEN.encode() in path.read_bytes()] == []
