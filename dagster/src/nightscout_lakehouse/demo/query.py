@@ -24,6 +24,8 @@ _OPERATORS: Mapping[str, Callable[[Any, Any], bool]] = {
     "$regex": lambda value, bound: isinstance(value, str) and re.search(bound, value) is not None,
 }
 
+_LOWER, _UPPER = ("$gte", "$gt", "$eq"), ("$lte", "$lt", "$eq")
+
 
 class QueryError(Exception):
     """The database would refuse the query; the server answers with 500 and this description."""
@@ -35,10 +37,24 @@ class QueryError(Exception):
 
 @dataclass(frozen=True)
 class Query:
-    """A parsed query: bounds on the time field for a quick look-up, and a test for the rest."""
+    """A parsed query: bounds on the time field for a quick look-up, and a test for the rest.
+
+    Attributes:
+        low: Lower bound of `date`, epoch milliseconds.
+        high: Upper bound of `date`.
+        text_low: Lower bound of `dateString`.
+        text_high: Upper bound of `dateString`.
+        tests: All conditions.
+        has_find: Whether the request has any condition.
+        is_time_bounded: Whether it has one that keeps the server from adding its own window.
+        only_type: Whether it has none but the type.
+        parsed: The conditions as the server would show them.
+    """
 
     low: float | None
     high: float | None
+    text_low: str | None
+    text_high: str | None
     tests: tuple[Test, ...]
     has_find: bool
     is_time_bounded: bool
@@ -81,9 +97,12 @@ def parse_find(
         conditions[time_field] = [("$gte", start)]
     tests = tuple(_test(column, operator, value) for column, found in conditions.items() for operator, value in found)
     bounds = conditions.get(time_field, []) if time_field == "date" else []
+    texts = conditions.get("dateString", [])
     return Query(
-        low=max((v for o, v in bounds if o in ("$gte", "$gt", "$eq")), default=None),
-        high=min((v for o, v in bounds if o in ("$lte", "$lt", "$eq")), default=None),
+        low=max((v for o, v in bounds if o in _LOWER), default=None),
+        high=min((v for o, v in bounds if o in _UPPER), default=None),
+        text_low=max((v for o, v in texts if o in _LOWER), default=None),
+        text_high=min((v for o, v in texts if o in _UPPER), default=None),
         tests=tests,
         has_find=has_find,
         is_time_bounded=bounded,

@@ -303,7 +303,8 @@ class _Site:
         now = self._store.now()
         query = self._query(request, "date", spec)
         count = parse_count(request.query_params.get("count"), 10)
-        documents = self._store.entries(query)
+        is_newest = count > 0 and request.query_params.get("sort[date]") != "1"
+        documents = self._store.entries(query, newest=count if is_newest else None)
         if count <= 0:
             return newest_first(documents, max(len(documents), 1), oldest=False) if query.is_time_bounded else []
         from_cache = query.only_type and not query.is_time_bounded

@@ -4,6 +4,7 @@ import hashlib
 import threading
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -39,8 +40,9 @@ class DemoStore:
         self._dates: list[float] = []
         self._entries: list[Document] = []
         self._undated: list[Document] = []
-        self._grow: Callable[[datetime, datetime], None] | None = None
-        self._grown_to: datetime | None = None
+        self._person: Person | None = None
+        self._first_day = self.now()
+        self._lived_to: dict[datetime, datetime] = {}
         self._lock = threading.RLock()
         for document in sorted(entries, key=lambda d: d["date"] if _is_number(d.get("date")) else 0):
             self.put(document)
@@ -49,14 +51,8 @@ class DemoStore:
     def of(cls, person: Person, days: int = HISTORY_DAYS, now: Callable[[], datetime] | None = None) -> "DemoStore":
         """The history of a person up to now; it grows with the clock."""
         store = cls(profiles=[person.profile()], now=now or (lambda: datetime.now(UTC)))
-        midnight = store.now().replace(hour=0, minute=0, second=0, microsecond=0)
-
-        def grow(start: datetime, end: datetime) -> None:
-            for document in person.entries(start, end):
-                store.put(document)
-            store._treatments.extend(person.treatments(start, end))
-
-        store._grow, store._grown_to = grow, midnight - timedelta(days=days)
+        store._person = person
+        store._first_day = _midnight(store.now()) - timedelta(days=days)
         return store
 
     def put(self, document: Document) -> None:
@@ -96,42 +92,94 @@ class DemoStore:
 
     def get(self, identifier: str) -> Document | None:
         """An entry by `_id` or `identifier`."""
-        with self._lock:
-            self._catch_up()
-            found = (d for d in [*self._entries, *self._undated] if identifier in (d.get("_id"), d.get("identifier")))
-            return next(found, None)
+        return next((d for d in self.all_entries() if identifier in (d.get("_id"), d.get("identifier"))), None)
 
-    def entries(self, query: Query) -> list[Document]:
-        """The entries that a query matches, oldest first."""
+    def entries(self, query: Query, newest: int | None = None) -> list[Document]:
+        """The entries that a query matches, oldest first.
+
+        Args:
+            query: The conditions.
+            newest: Only so many of the newest are needed, if the query has no lower bound.
+        """
         with self._lock:
-            self._catch_up()
-            low = 0 if query.low is None else bisect_left(self._dates, query.low)
-            high = len(self._dates) if query.high is None else bisect_right(self._dates, query.high)
-            dated = [document for document in self._entries[low:high] if query.matches(document)]
-            undated = [document for document in self._undated if query.matches(document)]
-        if not undated:
-            return dated
-        return sorted([*dated, *undated], key=lambda d: str(d.get("dateString", "")))
+            low, high = self._span(query)
+            if low is None and newest:
+                return self._newest(query, high, newest)
+            self._live(low or self._first_day, high)
+            return self._found(query)
 
     def all_entries(self) -> list[Document]:
         """Every entry, oldest first."""
         with self._lock:
-            self._catch_up()
+            self._live(self._first_day, self.now())
             return [*self._undated, *self._entries]
 
     def treatments(self, query: Query) -> list[Document]:
         """The treatments that a query matches, oldest first."""
         with self._lock:
-            self._catch_up()
+            self._live(self._first_day, self.now())
             found = [document for document in self._treatments if query.matches(document)]
         return sorted(found, key=lambda d: str(d.get("created_at", "")))
 
-    def _catch_up(self) -> None:
-        """Let time pass: what the person did since the last request is there now."""
+    def _found(self, query: Query) -> list[Document]:
+        low = 0 if query.low is None else bisect_left(self._dates, query.low)
+        high = len(self._dates) if query.high is None else bisect_right(self._dates, query.high)
+        dated = [document for document in self._entries[low:high] if query.matches(document)]
+        undated = [document for document in self._undated if query.matches(document)]
+        if not undated:
+            return dated
+        return sorted([*dated, *undated], key=lambda d: str(d.get("dateString", "")))
+
+    def _newest(self, query: Query, high: datetime, count: int) -> list[Document]:
+        # Day by day into the past: the request that asks whether there is anything older must stay quick.
+        day = high
+        while True:
+            day -= timedelta(days=1)
+            self._live(day, high)
+            found = self._found(replace(query, low=day.timestamp() * 1000))
+            if len(found) >= count or day <= self._first_day:
+                return found if len(found) >= count else self._found(query)
+
+    def _span(self, query: Query) -> tuple[datetime | None, datetime]:
+        """The time that a query reaches into, with a day to spare for texts."""
+        low, high = _moment(query.low), _moment(query.high)
+        if query.text_low is not None:
+            low = (_moment_of_text(query.text_low) or self._first_day) - timedelta(days=1)
+        if query.text_high is not None:
+            high = (_moment_of_text(query.text_high) or self.now()) + timedelta(days=1)
+        return low, min(high or self.now(), self.now())
+
+    def _live(self, start: datetime, end: datetime) -> None:
+        """Let the person live through a stretch of time, as far as it has come; nothing is lived twice."""
+        if self._person is None:
+            return
         now = self.now()
-        if self._grow is not None and self._grown_to is not None and now > self._grown_to:
-            start, self._grown_to = self._grown_to, now
-            self._grow(start, now)
+        day = _midnight(max(start, self._first_day))
+        while day <= min(end, now):
+            lived_to, until = self._lived_to.get(day, day), min(day + timedelta(days=1), now)
+            if lived_to < until:
+                for document in self._person.entries(lived_to, until):
+                    self.put(document)
+                self._treatments.extend(self._person.treatments(lived_to, until))
+                self._lived_to[day] = until
+            day += timedelta(days=1)
+
+
+def _midnight(moment: datetime) -> datetime:
+    return moment.astimezone(UTC).replace(hour=0, minute=0, second=0, microsecond=0)
+
+
+def _moment(epoch_ms: float | None) -> datetime | None:
+    # The year 1 to 9998: a bound beyond has the same effect.
+    return None if epoch_ms is None else datetime.fromtimestamp(min(max(epoch_ms / 1000, -6e10), 2.5e11), UTC)
+
+
+def _moment_of_text(text: str) -> datetime | None:
+    try:
+        moment = datetime.fromisoformat(text)
+    except ValueError:
+        return None
+    return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
 
 
 def new_identifier(document: Document, now: datetime) -> str:
