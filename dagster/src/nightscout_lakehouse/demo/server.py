@@ -570,16 +570,22 @@ def _normalized(document: Document) -> Document:
 
 
 def _json(body: Any, status: int = 200) -> Response:
-    return Response(orjson.dumps(body), status, media_type="application/json; charset=utf-8")
+    content = orjson.dumps(body)
+    headers = {"ETag": _etag(content)}
+    return Response(content, status, media_type="application/json; charset=utf-8", headers=headers)
+
+
+def _etag(content: bytes) -> str:
+    digest = base64.b64encode(hashlib.sha1(content, usedforsecurity=False).digest()).decode().rstrip("=")
+    return f'W/"{len(content):x}-{digest}"'
 
 
 def _conditional(request: Request, documents: list[Document]) -> Response:
     """A list with its ETag, and `Last-Modified` as the newest document's time: that is what hides backfill."""
     content = orjson.dumps(documents)
-    digest = base64.b64encode(hashlib.sha1(content, usedforsecurity=False).digest()).decode().rstrip("=")
-    headers = {"ETag": f'W/"{len(content):x}-{digest}"', "Vary": "Accept, Accept-Encoding"}
-    dates = [d["date"] for d in documents if isinstance(d.get("date"), int | float)]
-    modified = datetime.fromtimestamp(max(dates) // 1000, UTC) if dates else None
+    headers = {"ETag": _etag(content), "Vary": "Accept, Accept-Encoding"}
+    times = [moment for document in documents if (moment := _time_of(document)) is not None]
+    modified = max(times).replace(microsecond=0) if times else None
     if modified is not None:
         headers["Last-Modified"] = format_datetime(modified, usegmt=True)
     since = request.headers.get("if-modified-since")
@@ -589,6 +595,13 @@ def _conditional(request: Request, documents: list[Document]) -> Response:
     if is_asked_by_date and modified is not None and modified <= parsedate_to_datetime(str(since)):
         return Response(status_code=304, headers=headers)
     return Response(content, media_type="application/json; charset=utf-8", headers=headers)
+
+
+def _time_of(document: Document) -> datetime | None:
+    date, created_at = document.get("date"), document.get("created_at")
+    if isinstance(date, int | float):
+        return datetime.fromtimestamp(date / 1000, UTC)
+    return datetime.fromisoformat(created_at) if isinstance(created_at, str) and _is_date(created_at) else None
 
 
 def _unauthorized() -> Response:
