@@ -29,6 +29,8 @@ COMPARED_HEADERS = ("etag", "last-modified", "content-encoding")
 
 # Where the answer depends on what only the recorded server had, with the reason.
 EXCEPTIONS = {
+    "20-v1-entries-odd-records": "one of the odd documents was removed before the other recordings were made",
+    "35-v3-entries-range": "the documents in the place of those that the recording cut are made up",
     "15b-v1-entries-if-none-match-304": "the tag is that of the recorded bytes; the contract test covers the rule",
     "21-v1-post-entries": "the posted documents were removed from the recording",
     "22-v1-post-entries-repost": "the posted documents were removed from the recording",
@@ -67,8 +69,8 @@ def main() -> int:
     differing = 0
     for mode in sorted({recording["server_mode"] for recording in recordings}):
         of_mode = [recording for recording in recordings if recording["server_mode"] == mode]
-        # One database stood behind all modes; only one of them shows its documents as they are stored.
-        stored = [r for r in recordings if "DE_NORMALIZE" not in r["server_mode"]]
+        # One database stood behind all modes; documents are taken from where they are shown as they are stored.
+        stored = sorted(recordings, key=lambda recording: "DE_NORMALIZE" in recording["server_mode"])
         clock = Clock()
         options = DemoOptions(
             default_roles="denied" if "denied" in mode else "readable",
@@ -78,10 +80,14 @@ def main() -> int:
             denormalize_dates="DE_NORMALIZE" in mode,
             units="mmol" if "mmol" in mode else "mg/dl",
         )
-        with DemoServer(_store(stored, clock), options) as server:
+        identifiers: dict[str, str] = {}
+        store, waiting = _store(stored, mode, clock)
+        with DemoServer(store, options) as server:
             for recording in of_mode:
-                clock.moment = parsedate_to_datetime(recording["response"]["headers"]["date"])
-                problems = compare(recording, server.url)
+                clock.moment = datetime.fromtimestamp(_seconds(recording), UTC)
+                while waiting and _created_seconds(waiting[0]) <= clock.moment.timestamp():
+                    store.put(waiting.pop(0))
+                problems = compare(recording, server.url, identifiers)
                 reason = EXCEPTIONS.get(recording["name"])
                 differing += bool(problems) and reason is None
                 result = "same" if not problems else ("accepted: " + reason if reason else "; ".join(problems))
@@ -99,6 +105,8 @@ def compare(recording: dict[str, Any], url: str) -> list[str]:
     )
     if answer.status_code != expected["status"]:
         return [f"status is {answer.status_code}"]
+    if answer.status_code == 201:
+        identifiers[expected["body"]["identifier"]] = answer.json()["identifier"]
     problems = []
     media, recorded_media = (
         value.partition(";")[0]
@@ -160,13 +168,15 @@ def _differences(expected: Any, actual: Any, total: int | None) -> list[str]:
     return problems
 
 
-def _store(recordings: Sequence[dict[str, Any]], clock: Clock) -> DemoStore:
-    """The documents that the recordings show, and made-up ones where their lists were cut."""
+def _store(recordings: Sequence[dict[str, Any]], mode: str, clock: Clock) -> tuple[DemoStore, list[dict[str, Any]]]:
+    """A store, and the entries that the recordings show (made-up ones where lists were cut), by their creation."""
     # What a recorded request made is made again by the replay.
     made_by_requests = {
         document.get("_id") or document.get("identifier")
         for recording in recordings
-        if recording["request"]["method"] == "POST" and recording["response"]["status"] in (200, 201)
+        if recording["server_mode"] == mode
+        and recording["request"]["method"] == "POST"
+        and recording["response"]["status"] in (200, 201)
         for document in _as_list(recording["response"]["body"])
     }
     shown: dict[str, dict[str, dict[str, Any]]] = {}
@@ -179,22 +189,20 @@ def _store(recordings: Sequence[dict[str, Any]], clock: Clock) -> DemoStore:
         last = [response["last_item"]] if isinstance(response.get("last_item"), dict) else []
         for document in [*response["body"], *last]:
             identity = document.get("_id", "")
-            if not {identity, document.get("identifier", identity)} & made_by_requests:
-                held = {key: value for key, value in document.items() if key != "mills"}
+            is_made = {identity, document.get("identifier", identity)} & made_by_requests
+            # One with a date ahead was removed between two recordings.
+            is_ahead = isinstance(document.get("date"), int | float) and document["date"] / 1000 > _seconds(recording)
+            if not is_made and not is_ahead:
+                held = {k: v for k, v in document.items() if k != "mills" or collection != "entries"}
                 shown.setdefault(collection, {}).setdefault(identity, held)
         if collection == "entries" and response.get("items_truncated"):
             lists.append(response)
     entries: dict[str, Any] = dict(shown.get("entries", {}))
     for response in sorted(lists, key=lambda item: int(item["items_total"])):
         _fill(entries, response)
-    store = DemoStore(
-        entries.values(),
-        shown.get("treatments", {}).values(),
-        list(shown.get("profile", {}).values()),
-        now=clock,
-    )
+    store = DemoStore((), shown.get("treatments", {}).values(), list(shown.get("profile", {}).values()), now=clock)
     store.device_status = list(shown.get("devicestatus", {}).values())
-    return store
+    return store, sorted(entries.values(), key=_created_seconds)
 
 
 def _fill(entries: dict[str, Any], response: dict[str, Any]) -> None:
@@ -213,6 +221,17 @@ def _fill(entries: dict[str, Any], response: dict[str, Any]) -> None:
             "dateString": text,
             "sysTime": text,
         }
+
+
+def _created_seconds(document: dict[str, Any]) -> float:
+    if "srvCreated" in document:
+        return float(document["srvCreated"]) / 1000
+    # An id of MongoDB begins with its second of creation.
+    return float(int(str(document["_id"])[:8], 16))
+
+
+def _seconds(recording: dict[str, Any]) -> float:
+    return parsedate_to_datetime(recording["response"]["headers"]["date"]).timestamp()
 
 
 def _as_list(body: Any) -> list[dict[str, Any]]:

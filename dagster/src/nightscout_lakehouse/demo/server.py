@@ -499,6 +499,7 @@ class _Site:
             "identifier": identifier,
             "srvModified": now,
             "srvCreated": now,
+            "subject": self._v3_subject(request),
         }
         self._store.remove(identifier)
         self._store.put(document)
@@ -514,14 +515,21 @@ class _Site:
         self._store.remove(identifier)
         if request.query_params.get("permanent") != "true":
             now = int(self._store.now().timestamp() * 1000)
-            self._store.put({**document, "isValid": False, "srvModified": now})
+            gone = {"isValid": False, "srvModified": now, "modifiedBy": self._v3_subject(request)}
+            self._store.put({**document, **gone})
         return _json({"status": 200})
 
     def _v3_write_refusal(self, request: Request) -> Response | None:
         if refusal := self._v3_refusal(request):
             return refusal
-        subject = self._subject(request.headers["authorization"].removeprefix("Bearer ").strip()) or ""
-        return None if self._of_role(subject).can_write else _v3_error(403, "Missing permission api:entries:create")
+        token = self._v3_token(request)
+        return None if self._of_role(token).can_write else _v3_error(403, "Missing permission api:entries:create")
+
+    def _v3_token(self, request: Request) -> str:
+        return self._subject(request.headers["authorization"].removeprefix("Bearer ").strip()) or ""
+
+    def _v3_subject(self, request: Request) -> str:
+        return self._v3_token(request).partition("-")[0]
 
 
 _V3_OPERATORS: Mapping[str, Any] = {
