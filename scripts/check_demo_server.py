@@ -97,12 +97,18 @@ def main() -> int:
     return 1 if differing else 0
 
 
-def compare(recording: dict[str, Any], url: str) -> list[str]:
-    """What differs between a recorded exchange and the demo server's answer to the same request."""
-    expected, answer = (
-        recording["response"],
-        _replay(recording["request"], url, is_refused=recording["response"]["status"] == 401),
-    )
+def compare(recording: dict[str, Any], url: str, identifiers: dict[str, str]) -> list[str]:
+    """What differs between a recorded exchange and the demo server's answer to the same request.
+
+    Args:
+        recording: The exchange.
+        url: The demo server.
+        identifiers: Recorded identifiers of created documents with those that the demo gave; added to.
+    """
+    request, expected = recording["request"], recording["response"]
+    for recorded, given in identifiers.items():
+        request["path"] = request["path"].replace(recorded, given)
+    answer = _replay(request, url, is_refused=expected["status"] == 401)
     if answer.status_code != expected["status"]:
         return [f"status is {answer.status_code}"]
     if answer.status_code == 201:
@@ -231,7 +237,8 @@ def _created_seconds(document: dict[str, Any]) -> float:
 
 
 def _seconds(recording: dict[str, Any]) -> float:
-    return parsedate_to_datetime(recording["response"]["headers"]["date"]).timestamp()
+    moment: datetime = parsedate_to_datetime(recording["response"]["headers"]["date"])
+    return moment.timestamp()
 
 
 def _as_list(body: Any) -> list[dict[str, Any]]:
