@@ -31,6 +31,9 @@ COMPARED_HEADERS = ("etag", "last-modified", "content-encoding")
 EXCEPTIONS = {
     "20-v1-entries-odd-records": "one of the odd documents was removed before the other recordings were made",
     "35-v3-entries-range": "the documents in the place of those that the recording cut are made up",
+    "02-v1-entries-sgv-count-288": "an odd document was overwritten between two recordings",
+    "03-v1-entries-sgv-count-100000-no-find": "an odd document was overwritten between two recordings",
+    "36-v3-entries-sort-desc": "an odd document was overwritten between two recordings",
     "15b-v1-entries-if-none-match-304": "the tag is that of the recorded bytes; the contract test covers the rule",
     "21-v1-post-entries": "the posted documents were removed from the recording",
     "22-v1-post-entries-repost": "the posted documents were removed from the recording",

@@ -312,7 +312,7 @@ class _Site:
         if from_cache:
             recent = [d for d in documents if d["date"] >= (now - _CACHE_WINDOW).timestamp() * 1000]
             if count <= len(recent):
-                return [{**d, "mills": d["date"]} for d in newest_first(recent, count, oldest=oldest)]
+                return [{**self._shown(d), "mills": d["date"]} for d in newest_first(recent, count, oldest=oldest)]
         return [self._shown(document) for document in newest_first(documents, count, oldest=oldest)]
 
     def _shown(self, document: Document) -> Document:
