@@ -93,7 +93,10 @@ select
         when not is_near_duplicate and minutes_since_previous <= 2 * sensor_interval_minutes
             then glucose_mg_dl - previous_glucose_mg_dl
     end as glucose_change_mg_dl,
-    case when not is_near_duplicate then minutes_since_previous end as minutes_since_previous,
+    -- Not beyond half a day: then the row depends on its own day and the one before, which are computed together.
+    case
+        when not is_near_duplicate and minutes_since_previous <= 720 then minutes_since_previous
+    end as minutes_since_previous,
     direction,
     device,
     is_near_duplicate
