@@ -5,13 +5,15 @@ import json
 import logging
 import os
 import shutil
+import signal
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from enum import StrEnum
 from functools import wraps
+from types import FrameType
 from typing import Annotated, Any, ParamSpec, TypeVar
 
 import typer
@@ -54,6 +56,7 @@ def _says_what_went_wrong(command: Callable[P, R]) -> Callable[P, R]:
 
     @wraps(command)
     def wrapped(*args: P.args, **kwargs: P.kwargs) -> R:
+        signal.signal(signal.SIGTERM, _terminate)
         try:
             return command(*args, **kwargs)
         except LakehouseError as error:
@@ -65,6 +68,11 @@ def _says_what_went_wrong(command: Callable[P, R]) -> Callable[P, R]:
             raise typer.Exit(130) from None
 
     return wrapped
+
+
+def _terminate(signum: int, _frame: FrameType | None) -> None:
+    """Leave by an exception, so that what was started (Postgres, the demo server, Dagster) is stopped."""
+    raise SystemExit(128 + signum)
 
 
 @app.command()
@@ -107,13 +115,14 @@ def backfill(
 def dev() -> None:
     """Open the Dagster UI, with the schedule and the sensors running; Ctrl-C stops all of it."""
     settings = _prepare()
-    from nightscout_lakehouse.dev_server import run_dagster_dev
+    from nightscout_lakehouse.dev_server import run_dagster
     from nightscout_lakehouse.lib.serving import serving_database
 
     with _demo_if_no_site(settings) as configured, serving_database(configured):
-        console.print(f"Dagster UI: http://127.0.0.1:{configured.dagster_port}   (Ctrl-C stops everything)")
-        code = run_dagster_dev(configured)
-    raise typer.Exit(code)
+        console.print("Starting Dagster …   (Ctrl-C stops everything)")
+        with suppress(KeyboardInterrupt):
+            run_dagster(configured, lambda url: console.print(f"Dagster UI: {url}"))
+    console.print("Stopped.")
 
 
 @app.command()

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 import dagster as dg
 
 from nightscout_lakehouse.defs.resources import LakehouseResource
+from nightscout_lakehouse.defs.transform.dbt_assets import published_key
 from nightscout_lakehouse.lib.publishing import PUBLISHED_TABLES, TableReport, publish
 from nightscout_lakehouse.lib.warehouse import open_warehouse
 
@@ -14,7 +15,7 @@ TABLE_NAMES = tuple(table.name for table in PUBLISHED_TABLES)
 @dg.multi_asset(
     specs=[
         dg.AssetSpec(
-            ["published", table],
+            published_key(table),
             deps=[table],
             group_name="nightscout",
             kinds={"postgres"},
@@ -32,7 +33,7 @@ def published_curated_tables(lakehouse: LakehouseResource) -> Iterator[dg.Materi
     for name in TABLE_NAMES:
         table = reports.get(name, TableReport(name, considered=0, inserted=0, updated=0, deleted=0, bytes_sent=0))
         yield dg.MaterializeResult(
-            asset_key=["published", name],
+            asset_key=published_key(name),
             metadata={
                 "inserted": table.inserted,
                 "updated": table.updated,

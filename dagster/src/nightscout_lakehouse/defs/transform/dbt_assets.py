@@ -16,6 +16,11 @@ MARTS = "tag:mart"
 FRESHNESS = dg.FreshnessPolicy.time_window(fail_window=timedelta(hours=24), warn_window=timedelta(minutes=75))
 
 
+def published_key(table: str) -> dg.AssetKey:
+    """The asset of a curated table's copy in Postgres; a name of its own, since the graph shows names only."""
+    return dg.AssetKey(f"published_{table}")
+
+
 class NightscoutDbtTranslator(DagsterDbtTranslator):
     """How a dbt model looks in Dagster: its own name as key, one group, the engine as kind."""
 
@@ -23,6 +28,8 @@ class NightscoutDbtTranslator(DagsterDbtTranslator):
         """The spec of a model, from what its YAML says."""
         spec = super().get_asset_spec(manifest, unique_id, project)
         props = self.get_resource_props(manifest, unique_id)
+        if props["resource_type"] == "source" and props["source_name"] == "published":
+            return spec.replace_attributes(key=published_key(props["name"]))
         if props["resource_type"] != "model":
             return spec
         engine = "postgres" if "mart" in props["tags"] else "duckdb"
