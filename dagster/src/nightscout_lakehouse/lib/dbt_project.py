@@ -36,6 +36,7 @@ class DbtNodeResult:
         rows_affected: Rows that a model wrote, where the adapter says so.
         execution_seconds: Duration.
         relation: The table or view, with its schema.
+        is_table: Whether it is a table.
     """
 
     unique_id: str
@@ -47,6 +48,7 @@ class DbtNodeResult:
     rows_affected: int | None
     execution_seconds: float
     relation: str | None
+    is_table: bool
 
 
 @dataclass(frozen=True)
@@ -208,6 +210,7 @@ def _node_result(item: Any) -> DbtNodeResult:
         rows_affected=rows if isinstance(rows, int) and rows >= 0 else None,
         execution_seconds=item.execution_time,
         relation=relation,
+        is_table=relation is not None and node.config.materialized != "view",
     )
 
 

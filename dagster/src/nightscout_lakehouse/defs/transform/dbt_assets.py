@@ -10,6 +10,7 @@ from dagster_dbt import DagsterDbtTranslator, DagsterDbtTranslatorSettings, dbt_
 from nightscout_lakehouse.defs.resources import LakehouseResource
 from nightscout_lakehouse.lib.dbt_project import DbtBuildResult, DbtError, DbtNodeResult, DbtProject, Target
 from nightscout_lakehouse.lib.settings import load_settings
+from nightscout_lakehouse.lib.warehouse import count_rows, open_warehouse
 
 GROUP = "nightscout"
 MARTS = "tag:mart"
@@ -49,36 +50,45 @@ MANIFEST = DbtProject(load_settings()).prepare_manifest()
 @dbt_assets(manifest=MANIFEST, exclude=MARTS, dagster_dbt_translator=TRANSLATOR, name="nightscout_models")
 def nightscout_models(context: dg.AssetExecutionContext, lakehouse: LakehouseResource) -> Iterator[Any]:
     """Staging to curated, on DuckDB: only the days that a batch touched are computed anew."""
-    yield from _build(context, lakehouse.dbt(), "duckdb")
+    yield from _build(context, lakehouse, "duckdb")
 
 
 @dbt_assets(manifest=MANIFEST, select=MARTS, dagster_dbt_translator=TRANSLATOR, name="nightscout_marts")
 def nightscout_marts(context: dg.AssetExecutionContext, lakehouse: LakehouseResource) -> Iterator[Any]:
     """The marts, on Postgres, from the published tables."""
-    yield from _build(context, lakehouse.dbt(with_postgres=True), "postgres")
+    yield from _build(context, lakehouse, "postgres")
 
 
-def _build(context: dg.AssetExecutionContext, project: DbtProject, target: Target) -> Iterator[Any]:
+def _build(context: dg.AssetExecutionContext, lakehouse: LakehouseResource, target: Target) -> Iterator[Any]:
     """Build the selected models with their tests; report each to Dagster, also when a later one fails."""
     models = sorted(key.path[-1] for key in context.selected_asset_keys)
     error: DbtError | None = None
     try:
-        result = project.build(target, models)
+        result = lakehouse.dbt(with_postgres=target == "postgres").build(target, models)
     except DbtError as failure:
         if failure.result is None:
             raise
         error, result = failure, failure.result
-    yield from _events(context, result)
+    yield from _events(context, result, _row_counts(lakehouse, result, target))
     if error is not None:
         raise dg.Failure(description=str(error), allow_retries=False) from error
 
 
-def _events(context: dg.AssetExecutionContext, result: DbtBuildResult) -> Iterator[Any]:
+def _row_counts(lakehouse: LakehouseResource, result: DbtBuildResult, target: Target) -> dict[str, int]:
+    """Rows that each table has now, by model; an incremental model in DuckDB does not say what it wrote."""
+    tables = {node.name: node.relation for node in result.nodes if node.relation and node.is_table}
+    if target == "postgres":
+        return {node.name: node.rows_affected for node in result.nodes if node.name in tables and node.rows_affected}
+    with open_warehouse(lakehouse.settings) as warehouse:
+        return {name: count_rows(warehouse, table) for name, table in tables.items()}
+
+
+def _events(context: dg.AssetExecutionContext, result: DbtBuildResult, row_counts: Mapping[str, int]) -> Iterator[Any]:
     checks = {key.name: key for key in context.selected_asset_check_keys}
     keys = {key.path[-1]: key for key in context.selected_asset_keys}
     for node in result.nodes:
         if node.resource_type == "model" and node.status == "success" and node.name in keys:
-            yield dg.MaterializeResult(asset_key=keys[node.name], metadata=_metadata(node))
+            yield dg.MaterializeResult(asset_key=keys[node.name], metadata=_metadata(node, row_counts.get(node.name)))
         elif node.resource_type == "test" and node.name in checks:
             yield dg.AssetCheckResult(
                 asset_key=checks[node.name].asset_key,
@@ -89,10 +99,10 @@ def _events(context: dg.AssetExecutionContext, result: DbtBuildResult) -> Iterat
             )
 
 
-def _metadata(node: DbtNodeResult) -> dict[str, Any]:
+def _metadata(node: DbtNodeResult, row_count: int | None) -> dict[str, Any]:
     metadata: dict[str, Any] = {"seconds": round(node.execution_seconds, 3)}
-    if node.rows_affected is not None:
-        metadata["rows_written"] = node.rows_affected
+    if row_count is not None:
+        metadata["dagster/row_count"] = row_count
     if node.relation:
         metadata["dagster/table_name"] = node.relation
     return metadata
