@@ -6,12 +6,15 @@ docs/decisions/0005-dbt-in-process.md.
 
 import hashlib
 import os
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
+
+from filelock import FileLock
 
 from nightscout_lakehouse.lib.errors import LakehouseError
 from nightscout_lakehouse.lib.postgres_connection import PostgresConnection
@@ -88,12 +91,15 @@ class DbtProject:
         Raises:
             DbtError: The project does not parse; names the file.
         """
-        target_dir = self._target_dir("duckdb")
-        manifest, stamp = target_dir / "manifest.json", target_dir / "manifest.stamp"
-        current = _fingerprint()
-        if not manifest.is_file() or not stamp.is_file() or stamp.read_text(encoding="utf-8") != current:
+        manifest = self._settings.dbt_dir / f"manifest-{_fingerprint()}.json"
+        if not manifest.is_file():
             self._invoke("duckdb", ["parse"])
-            stamp.write_text(current, encoding="utf-8")
+            # Several processes may come here at once; each puts a whole file in place.
+            copy = manifest.with_suffix(f".{os.getpid()}.tmp")
+            shutil.copyfile(self._target_dir("duckdb") / "manifest.json", copy)
+            copy.replace(manifest)
+            for older in set(self._settings.dbt_dir.glob("manifest-*.json")) - {manifest}:
+                older.unlink(missing_ok=True)
         return manifest
 
     def build(self, target: Target, select: Sequence[str], *, full_refresh: bool = False) -> DbtBuildResult:
@@ -138,7 +144,9 @@ class DbtProject:
             *("--target", target, "--target-path", str(target_dir)),
             *("--log-path", str(self._settings.dbt_dir / "logs"), "--quiet", "--no-use-colors"),
         ]
-        with _environment(self._environment(target)):
+        # dbt writes its artefacts in place; a UI that loads the definitions must not meet a run that builds.
+        lock = FileLock(target_dir.with_suffix(".lock"), timeout=self._settings.lock_timeout_seconds)
+        with lock, _environment(self._environment(target)):
             try:
                 invocation = dbtRunner().invoke([*arguments, *common])
             finally:

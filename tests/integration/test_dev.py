@@ -1,0 +1,128 @@
+"""`lakehouse dev` as a user has it: the UI comes up with all that runs by itself, and Ctrl-C leaves nothing behind."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import psutil
+import pytest
+
+pytestmark = [pytest.mark.e2e, pytest.mark.postgres]
+
+START_SECONDS = 150
+STOP_SECONDS = 60
+LOADED = """
+{ repositoriesOrError { ... on RepositoryConnection { nodes {
+    location { name }
+    jobs { name }
+    schedules { name scheduleState { status } }
+    sensors { name sensorState { status } }
+} } } }
+"""
+
+
+@pytest.fixture
+def port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@pytest.fixture
+def dev(port: int, tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
+    environment = os.environ | {"DAGSTER_PORT": str(port), "LAKEHOUSE_HOME": str(tmp_path / "a lakehouse")}
+    started = subprocess.Popen(
+        [sys.executable, "-m", "nightscout_lakehouse.cli", "dev"],
+        stdout=(tmp_path / "out.txt").open("w"),
+        stderr=subprocess.STDOUT,
+        text=True,
+        env=environment,
+    )
+    yield started
+    for process in psutil.Process(started.pid).children(recursive=True) if started.poll() is None else []:
+        process.kill()
+    started.kill()
+    started.wait()
+
+
+def _printed(tmp_path: Path) -> str:
+    return (tmp_path / "out.txt").read_text()
+
+
+def _wait_for_the_ui(dev: subprocess.Popen[str], tmp_path: Path) -> None:
+    deadline = time.monotonic() + START_SECONDS
+    while "Dagster UI" not in _printed(tmp_path):
+        assert dev.poll() is None, _printed(tmp_path)
+        assert time.monotonic() < deadline, _printed(tmp_path)
+        time.sleep(0.2)
+
+
+def _postgres(home: Path) -> list[psutil.Process]:
+    """The server of this lakehouse, which runs apart from whoever started it."""
+    return [p for p in psutil.process_iter(["cmdline"]) if str(home) in " ".join(p.info["cmdline"] or [])]
+
+
+@pytest.mark.parametrize("sign", [signal.SIGINT, signal.SIGTERM], ids=["ctrl_c", "sigterm"])
+def test_opens_the_ui_and_stops_all_it_started(
+    sign: signal.Signals, dev: subprocess.Popen[str], port: int, tmp_path: Path
+) -> None:
+    _wait_for_the_ui(dev, tmp_path)
+
+    answer: dict[str, Any] = httpx.post(
+        f"http://127.0.0.1:{port}/graphql", json={"query": LOADED}, timeout=60, trust_env=False
+    ).json()
+    (location,) = answer["data"]["repositoriesOrError"]["nodes"]
+    assert location["location"]["name"] == "nightscout_lakehouse"
+    assert {"nightscout_pipeline", "nightscout_backfill"} <= {job["name"] for job in location["jobs"]}
+    assert location["schedules"] == [{"name": "nightscout_every_30_min", "scheduleState": {"status": "RUNNING"}}]
+    assert {"name": "pipeline_failure_alert", "sensorState": {"status": "RUNNING"}} in location["sensors"]
+
+    started = psutil.Process(dev.pid).children(recursive=True)
+    started += _postgres(tmp_path / "a lakehouse")
+    commands = " ".join(" ".join(process.cmdline()) for process in started)
+    assert all(name in commands for name in ("code-server", "dagster-webserver", "dagster-daemon", "postgres"))
+    assert "0.0.0.0" not in commands
+    assert "Warning" not in _printed(tmp_path)
+
+    dev.send_signal(sign)
+    code = dev.wait(timeout=STOP_SECONDS)
+    _, alive = psutil.wait_procs(started, timeout=10)
+    assert alive == []
+    assert code == (0 if sign is signal.SIGINT else 128 + signal.SIGTERM)
+    assert "Traceback" not in _printed(tmp_path)
+
+
+def test_says_so_when_the_port_is_taken(port: int, tmp_path: Path) -> None:
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", port))
+        other.listen()
+        refused = subprocess.run(
+            [sys.executable, "-m", "nightscout_lakehouse.cli", "dev"],
+            capture_output=True,
+            text=True,
+            check=False,
+            env=os.environ | {"DAGSTER_PORT": str(port)},
+            timeout=120,
+        )
+    assert refused.returncode == 1
+    assert f"Port {port} on 127.0.0.1 is in use" in refused.stderr
+    assert "DAGSTER_PORT" in refused.stderr
+    assert "Traceback" not in refused.stderr
+    assert _postgres(tmp_path / "a lakehouse") == []
+
+
+def test_says_so_when_a_part_of_dagster_ends_by_itself(dev: subprocess.Popen[str], tmp_path: Path) -> None:
+    _wait_for_the_ui(dev, tmp_path)
+    started = psutil.Process(dev.pid).children(recursive=True)
+    next(process for process in started if "dagster-daemon" in " ".join(process.cmdline())).kill()
+    assert dev.wait(timeout=STOP_SECONDS) == 1
+    assert "Dagster's daemon ended by itself" in _printed(tmp_path)
+    _, alive = psutil.wait_procs(started, timeout=10)
+    assert alive == []
