@@ -9,6 +9,7 @@ Layout below the root:
 """
 
 import json
+import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -264,6 +265,9 @@ def sql_list(values: Iterable[str]) -> str:
 
 
 def _s3(settings: Settings) -> pafs.FileSystem:
+    # Arrow's client would send checksums that many servers other than Amazon's do not understand.
+    os.environ.setdefault("AWS_REQUEST_CHECKSUM_CALCULATION", "when_required")
+    os.environ.setdefault("AWS_RESPONSE_CHECKSUM_VALIDATION", "when_required")
     scheme, separator, host = settings.s3_endpoint.partition("://")
     return pafs.S3FileSystem(
         access_key=settings.s3_access_key_id.get_secret_value() or None,
