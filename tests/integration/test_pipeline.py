@@ -4,6 +4,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+import dagster as dg
 import pytest
 
 from nightscout_lakehouse.demo import DemoOptions, DemoServer, DemoStore, Person
@@ -76,3 +77,41 @@ def test_from_a_url_to_marts_and_again(server: DemoServer, tmp_path: Path, monke
 
     everything = [path for path in settings.home.rglob("*") if path.is_file() and path.stat().st_size < 50_000_000]
     assert [str(path) for path in everything if TOKEN.encode() in path.read_bytes()] == []
+
+
+def test_a_run_that_fails_tells_someone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("LAKEHOUSE_HOME", str(tmp_path / "a lakehouse"))
+    monkeypatch.setenv("DAGSTER_HOME", "")
+    monkeypatch.setenv("NIGHTSCOUT_URL", "http://127.0.0.1:9")
+    monkeypatch.setenv("NIGHTSCOUT_TOKEN", TOKEN)
+    monkeypatch.setenv("NIGHTSCOUT_MAX_ATTEMPTS", "1")
+    settings = load_settings()
+    prepare_environment(settings)
+
+    outcome = execute_job("nightscout_pipeline")
+    assert not outcome.success
+    (error,) = outcome.errors
+    assert "No site could be read" in error
+    assert "the connection was refused" in error
+    # Nothing downstream ran on what was not read.
+    assert outcome.metadata == {}
+
+    from nightscout_lakehouse.defs.alerts.failure import pipeline_failure_alert
+
+    with dg.DagsterInstance.get() as instance:
+        run = instance.get_run_by_id(outcome.run_id)
+        assert run is not None
+        (failed,) = instance.get_records_for_run(run.run_id, of_type=dg.DagsterEventType.RUN_FAILURE).records
+        event = failed.event_log_entry.dagster_event
+        assert event is not None
+        context = dg.build_run_status_sensor_context(
+            "pipeline_failure_alert", dagster_event=event, dagster_instance=instance, dagster_run=run
+        ).for_run_failure()
+        with caplog.at_level("ERROR", logger="nightscout_lakehouse.alerts"):
+            pipeline_failure_alert(context)
+    (line,) = [record.getMessage() for record in caplog.records if record.name.endswith("alerts")]
+    assert line.startswith(f"Run {run.run_id[:8]} of nightscout_pipeline failed. raw_nightscout_entries: No site")
+    assert "\n" not in line
+    assert TOKEN not in line
