@@ -75,6 +75,14 @@ def test_from_a_url_to_marts_and_again(server: DemoServer, tmp_path: Path, monke
     assert again["documents_fetched"] < raw["documents_fetched"] / 5
     assert again["documents_landed"] <= 3
 
+    # The warehouse can be lost: it is built again from the Parquet, and Postgres from it.
+    settings.warehouse_path.unlink()
+    third = execute_job("nightscout_pipeline")
+    assert third.errors == []
+    assert third.metadata["fact_glucose_readings"]["dagster/row_count"] >= readings
+    assert third.metadata["published_fact_glucose_readings"]["why_full"] == "the warehouse is another one"
+    assert third.metadata["published_fact_glucose_readings"]["deleted"] == 0
+
     everything = [path for path in settings.home.rglob("*") if path.is_file() and path.stat().st_size < 50_000_000]
     assert [str(path) for path in everything if TOKEN.encode() in path.read_bytes()] == []
 
