@@ -142,21 +142,6 @@ def test_a_late_reading_mends_its_neighbours_change(settings: Settings, lake: La
         ).fetchall() == [(100.0, None, "2026-10-24"), (120.0, 20.0, "2026-10-25"), (130.0, 10.0, "2026-10-25")]
 
 
-def test_days_with_a_clock_change_have_23_and_25_hours(settings: Settings, lake: Lake) -> None:
-    moments = [datetime(2026, 3, 29, 12, tzinfo=UTC), datetime(2026, 10, 25, 12, tzinfo=UTC), FETCHED_AT]
-    texts = [
-        json.dumps({"_id": f"{n:024x}", "type": "sgv", "sgv": 100, "date": int(m.timestamp() * 1000)})
-        for n, m in enumerate(moments)
-    ]
-    write_batch(lake, "berlin", 1, documents_from_json(texts), FETCHED_AT)
-    process_sites([SITES["berlin"]], settings, lake)
-    DbtProject(settings).build("duckdb", MODELS)
-    with connect(settings, settings.warehouse_path, read_only=True) as warehouse:
-        assert warehouse.execute(
-            "select day_length_hours, expected_reading_count from curated.dim_glucose_date order by reading_date"
-        ).fetchall() == [(23.0, 276), (25.0, 300), (24.0, 288)]
-
-
 def test_the_daily_figures_equal_an_independent_computation(settings: Settings, lake: Lake) -> None:
     chance = random.Random(7)
     values = [chance.choice([40, 53, 54, 69, 70, 180, 181, 250, 251, 300]) for _ in range(200)]

@@ -5,6 +5,8 @@ docs/decisions/0005-dbt-in-process.md.
 """
 
 import hashlib
+import json
+import logging
 import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,8 +19,17 @@ from typing import Any, Literal
 from filelock import FileLock
 
 from nightscout_lakehouse.lib.errors import LakehouseError
+from nightscout_lakehouse.lib.model_versions import (
+    mark_everything_changed,
+    model_versions,
+    outdated_models,
+    record_versions,
+)
 from nightscout_lakehouse.lib.postgres_connection import PostgresConnection
 from nightscout_lakehouse.lib.settings import DBT_PROJECT_DIR, Settings
+from nightscout_lakehouse.lib.warehouse import open_warehouse
+
+logger = logging.getLogger(__name__)
 
 Target = Literal["duckdb", "postgres"]
 
@@ -103,12 +114,12 @@ class DbtProject:
         return manifest
 
     def build(self, target: Target, select: Sequence[str], *, full_refresh: bool = False) -> DbtBuildResult:
-        """Build models with their tests.
+        """Build models with their tests; after a change of the models' code, the history is built anew.
 
         Args:
             target: `duckdb` for staging to curated, `postgres` for the marts.
             select: Names of models, or any of dbt's selectors.
-            full_refresh: Build incremental models anew.
+            full_refresh: Build incremental models anew, whatever changed.
 
         Raises:
             DbtError: A model failed, or a test of severity error; the result is attached.
@@ -116,9 +127,28 @@ class DbtProject:
         # Unit tests check the code, not the data; they run with the test suite.
         arguments = ["build", "--exclude-resource-type", "unit_test", "--indirect-selection", "cautious"]
         arguments += ["--select", *select]
-        if full_refresh:
-            arguments.append("--full-refresh")
-        return self._invoke(target, arguments)
+        if target == "postgres":
+            return self._invoke(target, arguments)
+        versions = model_versions(json.loads(self.prepare_manifest().read_bytes()))
+        with open_warehouse(self._settings) as warehouse:
+            outdated = outdated_models(warehouse, versions)
+            if outdated:
+                logger.info("The code of %s changed: building the history anew.", ", ".join(outdated))
+            if outdated or full_refresh:
+                arguments.append("--full-refresh")
+                mark_everything_changed(warehouse)
+        try:
+            result = self._invoke(target, arguments)
+        except DbtError as error:
+            self._record(error.result, versions)
+            raise
+        self._record(result, versions)
+        return result
+
+    def _record(self, result: DbtBuildResult | None, versions: Mapping[str, str]) -> None:
+        built = [node.name for node in result.nodes if node.is_table and node.status == "success"] if result else []
+        with open_warehouse(self._settings) as warehouse:
+            record_versions(warehouse, {name: versions[name] for name in built})
 
     def unit_test(self) -> DbtBuildResult:
         """Run the unit tests of the models.

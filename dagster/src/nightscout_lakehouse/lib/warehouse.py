@@ -6,6 +6,7 @@ The schema `ops` of the warehouse holds what tells the models *what arrived*:
 * `ops.changes`: one row per site and local day touched by a batch; `reading_date` null means every day of the site.
 * `ops.watermarks`: how far each consumer (a dbt model) has taken the changes in.
 * `ops.batches`: the accounting of every processed batch.
+* `ops.model_versions`: which code each model's table was built with.
 """
 
 import importlib.util
@@ -47,6 +48,7 @@ create table if not exists ops.batches (
     processed_at timestamptz not null,
     primary key (site, batch)
 );
+create table if not exists ops.model_versions (model varchar primary key, version varchar not null);
 """
 
 

@@ -1,0 +1,99 @@
+"""After a change of the models' code, no day stays as the old code saw it."""
+
+import json
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+
+from nightscout_lakehouse.lib.dbt_project import DbtProject
+from nightscout_lakehouse.lib.ingestion import write_batch
+from nightscout_lakehouse.lib.lake import Lake
+from nightscout_lakehouse.lib.model_versions import model_versions
+from nightscout_lakehouse.lib.nightscout_client import documents_from_json
+from nightscout_lakehouse.lib.postgres_connection import PostgresConnection
+from nightscout_lakehouse.lib.processing import process_sites
+from nightscout_lakehouse.lib.publishing import publish
+from nightscout_lakehouse.lib.settings import Settings
+from nightscout_lakehouse.lib.sites import Site
+from nightscout_lakehouse.lib.warehouse import open_warehouse
+
+MODELS = ["tag:stg", "tag:int", "tag:curated"]
+SITE = Site("anna", "http://127.0.0.1:1", timezone="UTC")
+NOON = datetime(2026, 11, 1, 12, tzinfo=UTC)
+# As if an older release had doubled every value.
+AS_OLD_CODE = "update {table} set glucose_mg_dl = 2 * glucose_mg_dl"
+
+
+def manifest(**models: tuple[str, list[str]]) -> dict[str, Any]:
+    return {
+        "metadata": {"project_name": "ours"},
+        "macros": {
+            "m": {"package_name": "ours", "macro_sql": "select 1"},
+            "n": {"package_name": "dbt", "macro_sql": "anything"},
+        },
+        "nodes": {
+            name: {
+                "name": name,
+                "resource_type": "model",
+                "checksum": {"checksum": code},
+                "depends_on": {"nodes": parents},
+            }
+            for name, (code, parents) in models.items()
+        },
+    }
+
+
+def test_a_version_follows_the_code_upstream_and_the_macros() -> None:
+    before = model_versions(manifest(stg=("a", []), fact=("b", ["stg", "source.x"]), other=("c", [])))
+    after = model_versions(manifest(stg=("A", []), fact=("b", ["stg", "source.x"]), other=("c", [])))
+    assert before["stg"] != after["stg"]
+    assert before["fact"] != after["fact"]
+    assert before["other"] == after["other"]
+    of_other_macros = manifest(stg=("a", []), fact=("b", ["stg"]), other=("c", []))
+    of_other_macros["macros"]["n"]["macro_sql"] = "what dbt brings is bound by its version"
+    assert model_versions(of_other_macros) == before
+    of_other_macros["macros"]["m"]["macro_sql"] = "select 2"
+    assert not set(model_versions(of_other_macros).values()) & set(before.values())
+
+
+@pytest.mark.postgres
+def test_the_history_is_built_anew_and_published(settings: Settings, lake: Lake, serving: PostgresConnection) -> None:
+    texts = [
+        json.dumps({"_id": f"{n:024x}", "type": "sgv", "sgv": 100, "date": int(NOON.timestamp() * 1000) - n * 300_000})
+        for n in range(1000)
+    ]
+    write_batch(lake, "anna", 1, documents_from_json(texts), NOON)
+    process_sites([SITE], settings, lake)
+    project = DbtProject(settings)
+    project.build("duckdb", MODELS)
+    tables = ("intermediate.int_glucose_enriched", "curated.fact_glucose_readings")
+    with open_warehouse(settings) as warehouse:
+        for table in tables:
+            warehouse.execute(AS_OLD_CODE.format(table=table))
+        publish(warehouse, serving)
+        changes = warehouse.execute("select count(*) from ops.changes").fetchall()
+
+    project.build("duckdb", MODELS)
+    assert _values(settings) == [(200.0, 1000)]
+    with open_warehouse(settings) as warehouse:
+        assert warehouse.execute("select count(*) from ops.changes").fetchall() == changes
+        warehouse.execute("update ops.model_versions set version = 'of an older release' where model like 'int%'")
+
+    project.build("duckdb", MODELS)
+    assert _values(settings) == [(100.0, 1000)]
+    with open_warehouse(settings) as warehouse:
+        report = publish(warehouse, serving)
+        versions = warehouse.execute("select version from ops.model_versions").fetchall()
+    assert not report.is_full
+    with serving.transaction() as opened, opened.cursor() as cursor:
+        cursor.execute("select distinct glucose_mg_dl from curated.fact_glucose_readings")
+        assert cursor.fetchall() == [(100.0,)]
+    assert ("of an older release",) not in versions
+
+
+def _values(settings: Settings) -> list[tuple[Any, ...]]:
+    with open_warehouse(settings) as warehouse:
+        return warehouse.execute(
+            "select glucose_mg_dl, count(*) from curated.fact_glucose_readings group by all"
+        ).fetchall()
