@@ -25,9 +25,10 @@ daily as (
         site,
         reading_date,
         count(*) as reading_count,
-        avg(glucose_mg_dl) as avg_glucose_mg_dl,
+        -- Ordered: the last bit of a sum depends on its order, and a rebuild has to equal to the last bit.
+        avg(glucose_mg_dl order by glucose_mg_dl) as avg_glucose_mg_dl,
         median(glucose_mg_dl) as median_glucose_mg_dl,
-        stddev_samp(glucose_mg_dl) as sd_glucose_mg_dl,
+        stddev_samp(glucose_mg_dl order by glucose_mg_dl) as sd_glucose_mg_dl,
         min(glucose_mg_dl) as min_glucose_mg_dl,
         max(glucose_mg_dl) as max_glucose_mg_dl,
         count(*) filter (glucose_mg_dl < 54) as very_low_count,
