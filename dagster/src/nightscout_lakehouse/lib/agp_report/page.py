@@ -1,0 +1,221 @@
+"""How the page looks: one A4 sheet, drawn once for PDF and HTML."""
+
+from collections.abc import Sequence
+from datetime import date, timedelta
+from itertools import pairwise
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+
+from nightscout_lakehouse.lib.agp_report.content import (
+    NOT_FOR_DOSING,
+    RANGES,
+    AgpReport,
+    CurvePoint,
+    ProfilePoint,
+    Statistic,
+    Unit,
+    hours_a_day,
+    range_bounds,
+    range_targets,
+    statistics,
+)
+
+_A4_INCHES = (8.27, 11.69)
+_INK = "#222222"
+_FAINT = "#6b6b6b"
+_ALARM = "#9a1b1f"
+_GRID = "#d9d9d9"
+_TARGET_COLOUR = RANGES["in_range"][1]
+_LOWEST_MG_DL, _HIGHEST_MG_DL = 40.0, 350.0
+_THUMBNAILS = 14
+_LARGEST_GAP_MINUTES = 20
+
+
+def draw_page(report: AgpReport, unit: Unit) -> Figure:
+    """Draw the report.
+
+    Args:
+        report: What to show.
+        unit: In which unit; the report itself is in mg/dL.
+    """
+    figure = Figure(figsize=_A4_INCHES)
+    figure.patch.set_facecolor("white")
+    _header(figure, report)
+    _statistics(figure.add_axes((0.06, 0.69, 0.47, 0.19)), report, unit)
+    _range_bar(figure.add_axes((0.60, 0.69, 0.34, 0.19)), report, unit)
+    _curve(figure.add_axes((0.09, 0.385, 0.83, 0.255)), report, unit)
+    _thumbnails(figure, report, unit)
+    figure.text(0.06, 0.018, _footer(report), fontsize=6.5, color=_FAINT, va="bottom")
+    return figure
+
+
+def _header(figure: Figure, report: AgpReport) -> None:
+    period = f"{report.start_date:%d %b %Y} to {report.end_date:%d %b %Y} · {report.days} days · {report.timezone}"
+    coverage = (
+        f"{report.days_with_readings} of {report.days} days with readings · {report.reading_count:,} readings · "
+        f"sensor active {report.active_pct:.0f} % of the time"
+    )
+    figure.text(0.06, 0.968, "Ambulatory glucose profile (AGP)", fontsize=15, color=_INK, weight="bold", va="top")
+    figure.text(0.94, 0.968, report.site, fontsize=13, color=_INK, ha="right", va="top")
+    figure.text(0.06, 0.941, period, fontsize=8, color=_INK, va="top")
+    figure.text(0.06, 0.927, coverage, fontsize=8, color=_INK, va="top")
+    if not report.is_sufficient:
+        warning = "Too little data for firm figures: the consensus asks for 14 days with 70 % of the readings."
+        figure.text(0.06, 0.913, warning, fontsize=8, color=_ALARM, weight="bold", va="top")
+
+
+def _statistics(axes: Axes, report: AgpReport, unit: Unit) -> None:
+    _titled(axes, "Glucose statistics and targets")
+    axes.text(0.70, 1.0, "95 % interval", fontsize=6, color=_FAINT, va="center")
+    axes.text(0.89, 1.0, "target", fontsize=6, color=_FAINT, va="center")
+    lines: Sequence[Statistic] = [*statistics(report, unit), *range_targets(report, unit)]
+    for number, line in enumerate(lines):
+        height = 0.92 - number * 0.102
+        axes.text(0.0, height, line.name, fontsize=7.5, color=_INK, va="center")
+        axes.text(0.67, height, line.value, fontsize=7.5, color=_INK, va="center", ha="right", weight="bold")
+        axes.text(0.70, height, line.note, fontsize=6.5, color=_FAINT, va="center")
+        # Words, not colour alone: one man in twelve does not see red and green apart.
+        met = {True: "met", False: "not met", None: ""}[line.is_met]
+        axes.text(0.89, height, f"{line.target}  {met}", fontsize=7, va="center", color=_met_colour(line))
+
+
+def _met_colour(line: Statistic) -> str:
+    return {True: "#2f7a2a", False: _ALARM, None: _FAINT}[line.is_met]
+
+
+def _range_bar(axes: Axes, report: AgpReport, unit: Unit) -> None:
+    _titled(axes, "Time in ranges")
+    shares = {share.name: share.pct for share in report.ranges}
+    total = sum(shares.values())
+    if not total:
+        axes.text(0.5, 0.5, "no readings", fontsize=9, color=_FAINT, ha="center", va="center")
+        return
+    bottom, places = 0.02, []
+    for name, (_, colour, _, _) in RANGES.items():
+        height = 0.92 * shares.get(name, 0.0) / total
+        axes.add_patch(Rectangle((0.0, bottom), 0.14, height, facecolor=colour, edgecolor="white", linewidth=0.6))
+        places.append(bottom + height / 2)
+        bottom += height
+    for (name, (title, _, _, _)), middle, place in zip(RANGES.items(), places, _apart(places), strict=True):
+        axes.plot([0.145, 0.17, 0.185], [middle, place, place], color=_FAINT, linewidth=0.5)
+        pct = shares.get(name, 0.0)
+        axes.text(0.22, place + 0.03, title, fontsize=8.5, color=_INK, va="center")
+        axes.text(0.22, place - 0.035, range_bounds(name, unit), fontsize=6.5, color=_FAINT, va="center")
+        axes.text(1.0, place + 0.03, f"{pct:.1f} %", fontsize=9, color=_INK, weight="bold", ha="right", va="center")
+        axes.text(1.0, place - 0.035, f"{hours_a_day(pct)} a day", fontsize=6.5, color=_FAINT, ha="right", va="center")
+
+
+def _apart(places: Sequence[float], distance: float = 0.155) -> list[float]:
+    """Heights of labels from the lowest to the highest, moved apart so that none covers another."""
+    moved = list(places)
+    for index in range(1, len(moved)):
+        moved[index] = max(moved[index], moved[index - 1] + distance)
+    top = 0.93
+    for index in range(len(moved) - 1, -1, -1):
+        moved[index] = min(moved[index], top)
+        top = moved[index] - distance
+    return moved
+
+
+def _curve(axes: Axes, report: AgpReport, unit: Unit) -> None:
+    axes.set_title("Profile by time of day", fontsize=9.5, color=_INK, weight="bold", loc="left", pad=6)
+    _glucose_axis(axes, unit)
+    axes.set_xlim(0, 1440)
+    axes.set_xticks(range(0, 1441, 180), [f"{hour % 24:02d}:00" for hour in range(0, 25, 3)], fontsize=7)
+    for stretch in _stretches(report.curve):
+        minutes = [point.minute_of_day for point in stretch]
+        for low, high, colour, label in (
+            ("p5", "p95", "#c9dcef", "5 to 95 %"),
+            ("p25", "p75", "#8fb7de", "25 to 75 %"),
+        ):
+            lower = [_shown(getattr(point, low), unit) for point in stretch]
+            upper = [_shown(getattr(point, high), unit) for point in stretch]
+            axes.fill_between(minutes, lower, upper, color=colour, linewidth=0, label=label)
+        axes.plot(minutes, [_shown(p.p50, unit) for p in stretch], color="#17508a", linewidth=1.8, label="median")
+    if report.curve:
+        labels = dict(zip(*axes.get_legend_handles_labels()[::-1], strict=True))
+        axes.legend(labels.values(), labels.keys(), fontsize=6.5, loc="upper right", ncols=3, frameon=False)
+    else:
+        axes.text(720, unit.of(195), "too few readings for a profile", fontsize=9, color=_FAINT, ha="center")
+
+
+def _shown(mg_dl: float | None, unit: Unit) -> float:
+    return float("nan") if mg_dl is None else unit.of(mg_dl)
+
+
+def _stretches(curve: Sequence[CurvePoint]) -> list[list[CurvePoint]]:
+    """The curve in pieces, broken where times of day have too few readings."""
+    step = min((after.minute_of_day - before.minute_of_day for before, after in pairwise(curve)), default=0.0)
+    pieces: list[list[CurvePoint]] = []
+    for point in curve:
+        if point.p50 is None:
+            continue
+        if not pieces or point.minute_of_day - pieces[-1][-1].minute_of_day > 1.5 * step:
+            pieces.append([])
+        pieces[-1].append(point)
+    return pieces
+
+
+def _thumbnails(figure: Figure, report: AgpReport, unit: Unit) -> None:
+    last = report.end_date
+    days = [last - timedelta(days=back) for back in range(min(_THUMBNAILS, report.days) - 1, -1, -1)]
+    figure.text(0.06, 0.338, f"Daily profiles, last {len(days)} days", fontsize=9.5, color=_INK, weight="bold")
+    monday = days[0] - timedelta(days=days[0].weekday())
+    weeks = (days[-1] - monday).days // 7 + 1
+    height = 0.27 / weeks
+    for day in days:
+        week, weekday = divmod((day - monday).days, 7)
+        axes = figure.add_axes((0.06 + weekday * 0.1265, 0.325 - (week + 1) * height, 0.121, height - 0.02))
+        _thumbnail(axes, day, report.profiles.get(day, ()), unit)
+
+
+def _thumbnail(axes: Axes, day: date, profile: Sequence[ProfilePoint], unit: Unit) -> None:
+    axes.set_title(f"{day:%a %d %b}", fontsize=6.5, color=_INK, pad=2, loc="left")
+    _glucose_axis(axes, unit, with_labels=False)
+    axes.set_xlim(0, 1440)
+    axes.set_xticks([0, 720, 1440], [])
+    minutes = [point.local_time.hour * 60 + point.local_time.minute for point in profile]
+    values = [unit.of(min(point.glucose_mg_dl, _HIGHEST_MG_DL)) for point in profile]
+    # A line across a gap would show glucose that nobody measured.
+    for index in range(1, len(minutes))[::-1]:
+        if not 0 <= minutes[index] - minutes[index - 1] <= _LARGEST_GAP_MINUTES:
+            minutes.insert(index, minutes[index])
+            values.insert(index, float("nan"))
+    axes.plot(minutes, values, color="#17508a", linewidth=0.8)
+    if not profile:
+        axes.text(720, unit.of(195), "no readings", fontsize=5.5, color=_FAINT, ha="center", va="center")
+
+
+def _glucose_axis(axes: Axes, unit: Unit, *, with_labels: bool = True) -> None:
+    axes.set_ylim(unit.of(_LOWEST_MG_DL), unit.of(_HIGHEST_MG_DL))
+    axes.axhspan(unit.of(70), unit.of(180), color=_TARGET_COLOUR, alpha=0.12, linewidth=0)
+    for bound in (70, 180):
+        axes.axhline(unit.of(bound), color=_TARGET_COLOUR, linewidth=0.8)
+    axes.set_axisbelow(True)
+    for side in axes.spines.values():
+        side.set_color(_GRID)
+    axes.tick_params(length=2, color=_GRID, labelcolor=_INK)
+    if with_labels:
+        ticks = [54, 70, 140, 180, 250, 350]
+        axes.set_yticks([unit.of(tick) for tick in ticks], [unit.text(tick) for tick in ticks], fontsize=7)
+        axes.set_ylabel(f"glucose ({unit})", fontsize=7.5, color=_INK)
+        axes.grid(axis="both", color=_GRID, linewidth=0.5)
+    else:
+        axes.set_yticks([unit.of(70), unit.of(180)], [])
+
+
+def _titled(axes: Axes, title: str) -> None:
+    axes.set_xlim(0, 1)
+    axes.set_ylim(0, 1)
+    axes.axis("off")
+    axes.set_title(title, fontsize=9.5, color=_INK, weight="bold", loc="left", pad=6, x=0.0)
+
+
+def _footer(report: AgpReport) -> str:
+    return (
+        f"{NOT_FOR_DOSING} Percentages are of readings with a value.\n"
+        f"Ranges and targets for adults with type 1 or type 2 diabetes: International Consensus on Time in Range, "
+        f"Diabetes Care 2019.\nMade {report.made_at:%Y-%m-%d %H:%M} UTC by Nightscout Lakehouse."
+    )
