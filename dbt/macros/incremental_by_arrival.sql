@@ -1,19 +1,20 @@
 {#
   Incremental by what arrived: see docs/decisions/0001-incremental-by-arrival.md.
-  A model computes again, whole, the local days that `ops.changes` names since its own watermark, and the day
-  after each, whose first reading looks back. Deleting, inserting and moving the watermark are one transaction.
+  A model computes again, whole, the local days that `ops.changes` names since its own watermark with the days around
+  them, since rows look at their neighbours; or, where its rows span days, the sites. Deleting, inserting and moving the
+  watermark are one transaction.
 #}
 
 {# Condition on `site` and `reading_date`: the row belongs to a day that this model computes again. #}
-{% macro is_recomputed(model_name, alias='') -%}
+{% macro is_recomputed(model_name, alias='', days_before=1, days_after=1) -%}
     {%- set prefix = alias ~ '.' if alias else '' -%}
     (
         ({{ prefix }}site, {{ prefix }}reading_date) in (
             select
                 changes.site,
-                changes.reading_date + following.days
+                cast(changes.reading_date + cast(around.days as integer) as date)
             from {{ changes_since_watermark(model_name) }} as changes
-            cross join (values (0), (1)) as following (days)
+            cross join range(-{{ days_before }}, {{ days_after + 1 }}) as around (days)
             where changes.reading_date is not null
         )
         or {{ prefix }}site in (
@@ -21,6 +22,13 @@
             from {{ changes_since_watermark(model_name) }} as changes
             where changes.reading_date is null
         )
+    )
+{%- endmacro %}
+
+{# Condition on `site`: something of the site has changed, and this model's rows of it span days. #}
+{% macro is_recomputed_site(model_name, alias='') -%}
+    {{ alias ~ '.' if alias else '' }}site in (
+        select changes.site from {{ changes_since_watermark(model_name) }} as changes
     )
 {%- endmacro %}
 
@@ -41,7 +49,7 @@
         ).columns[0].values()[0] -%}
         {%- set partitions = run_query(
             "select distinct site, strftime(reading_date + days, '%Y-%m') from " ~ changes_since_watermark(model_name)
-            ~ ", (values (-2), (0), (3)) as around (days) order by all"
+            ~ ", (values (-4), (0), (4)) as around (days) order by all"
         ) -%}
         {%- if whole_sites or partitions.rows | length > 500 -%}
             true
@@ -63,9 +71,18 @@
 {%- endmacro %}
 
 {# Pre-hook: the days that will be inserted again leave first, so that what was deleted is gone. #}
-{% macro delete_recomputed_days() -%}
+{% macro delete_recomputed_days(days_before=1, days_after=1) -%}
     {%- if is_incremental() -%}
-        delete from {{ this }} where {{ is_recomputed(this.name) }}
+        delete from {{ this }} where {{ is_recomputed(this.name, '', days_before, days_after) }}
+    {%- else -%}
+        select 1
+    {%- endif -%}
+{%- endmacro %}
+
+{# Pre-hook: the same for models that compute sites as a whole. #}
+{% macro delete_recomputed_sites() -%}
+    {%- if is_incremental() -%}
+        delete from {{ this }} where {{ is_recomputed_site(this.name) }}
     {%- else -%}
         select 1
     {%- endif -%}

@@ -1,5 +1,6 @@
 """Publishing from the warehouse to a real Postgres."""
 
+import functools
 import re
 import threading
 from collections.abc import Iterator
@@ -9,13 +10,23 @@ from typing import Any
 import duckdb
 import pytest
 
+from nightscout_lakehouse.lib import publishing
 from nightscout_lakehouse.lib.errors import LakeError, ServingDatabaseError
 from nightscout_lakehouse.lib.postgres_connection import PostgresConnection
-from nightscout_lakehouse.lib.publishing import PUBLISHED_TABLES, PublishReport, publish
+from nightscout_lakehouse.lib.publishing import PublishedTable, PublishReport
 from nightscout_lakehouse.lib.settings import Settings
 from nightscout_lakehouse.lib.warehouse import open_warehouse
 
 pytestmark = pytest.mark.postgres
+
+# One of each grain; their names stand in the messages.
+TABLES = (
+    PublishedTable("dim_site", ("site",), grain="whole"),
+    PublishedTable("dim_glucose_date", ("site", "reading_date"), grain="day"),
+    PublishedTable("fact_glucose_readings", ("entry_id",), grain="day", indexes=(("site", "reading_date"),)),
+    PublishedTable("fact_glucose_metrics", ("site", "metric"), grain="site"),
+)
+publish = functools.partial(publishing.publish, tables=TABLES)
 
 MODELS = """
 create schema if not exists curated;
@@ -36,6 +47,9 @@ from range(288 * 5) as numbers (n);
 create or replace table curated.dim_glucose_date as
 select site, reading_date, count(*) as reading_count, avg(glucose_mg_dl) as avg_glucose_mg_dl
 from curated.fact_glucose_readings group by all;
+create or replace table curated.fact_glucose_metrics as
+select site, unnest(['mean', 'sd']) as metric, unnest([139.5, 34.6]) as value
+from (values ('amy'), ('zoe')) as sites (site);
 """
 
 
@@ -65,7 +79,7 @@ def written(report: PublishReport) -> dict[str, tuple[int, int, int]]:
 
 def assert_same(warehouse: duckdb.DuckDBPyConnection, serving: PostgresConnection) -> None:
     """Every published table equals its model, value for value."""
-    for table in PUBLISHED_TABLES:
+    for table in TABLES:
         order = ", ".join(table.key)
         names = [row[0] for row in warehouse.execute(f"describe curated.{table.name}").fetchall()]
         query = f"select {', '.join(names)} from curated.{table.name} order by {order}"
@@ -79,6 +93,7 @@ def test_first_publish_brings_everything(warehouse: duckdb.DuckDBPyConnection, s
         "dim_site": (1, 0, 0),
         "dim_glucose_date": (5, 0, 0),
         "fact_glucose_readings": (1440, 0, 0),
+        "fact_glucose_metrics": (4, 0, 0),
     }
     assert_same(warehouse, serving)
     types = dict(
@@ -127,12 +142,26 @@ def test_only_changed_rows_of_changed_days_are_written(
     report = publish(warehouse, serving)
     assert not report.is_full
     assert written(report)["fact_glucose_readings"] == (1, 2, 1)
-    assert report.tables[2].considered == 2 * 288
-    assert report.tables[2].unchanged == 2 * 288 - 3
+    assert report.tables[2].considered == 3 * 288
+    assert report.tables[2].unchanged == 3 * 288 - 3
     assert_same(warehouse, serving)
     now = dict(fetch(serving, "select entry_id, ctid::text from curated.fact_glucose_readings"))
     moved = {key for key in places.keys() & now.keys() if places[key] != now[key]}
     assert moved == {"amy/300", "amy/576"}
+
+
+def test_a_table_without_days_is_compared_for_the_sites_that_changed(
+    warehouse: duckdb.DuckDBPyConnection, serving: PostgresConnection
+) -> None:
+    publish(warehouse, serving)
+    warehouse.execute("delete from curated.fact_glucose_metrics where site = 'amy' and metric = 'sd'")
+    warehouse.execute("update curated.fact_glucose_metrics set value = 1 where site = 'amy'")
+    touch(warehouse, "amy", "2026-11-02")
+    report = publish(warehouse, serving)
+    assert not report.is_full
+    assert written(report)["fact_glucose_metrics"] == (0, 1, 1)
+    assert report.tables[3].considered == 1
+    assert_same(warehouse, serving)
 
 
 def test_reading_moves_to_another_day_and_site_disappears(
@@ -170,6 +199,7 @@ def test_another_warehouse_replaces_everything_and_forgets_its_sites(
         "dim_site": (0, 0, 1),
         "dim_glucose_date": (0, 0, 0),
         "fact_glucose_readings": (0, 0, 1),
+        "fact_glucose_metrics": (0, 0, 0),
     }
     assert_same(warehouse, serving)
 
@@ -238,6 +268,7 @@ def test_columns_follow_the_model(
     assert [name for (name,) in indexes] == [
         "dim_glucose_date_pkey",
         "dim_site_pkey",
+        "fact_glucose_metrics_pkey",
         "fact_glucose_readings_pkey",
         "fact_glucose_readings_site_reading_date_idx",
     ]

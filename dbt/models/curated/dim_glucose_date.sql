@@ -38,7 +38,9 @@ daily as (
         count(*) filter (glucose_mg_dl > 250) as very_high_count,
         count(*) filter (glucose_mg_dl between 70 and 140) as tight_range_count,
         min(reading_timestamp) as first_reading_timestamp,
-        max(reading_timestamp) as last_reading_timestamp
+        max(reading_timestamp) as last_reading_timestamp,
+        -- That of most readings: a day on which the sensor was changed for another model has two.
+        mode(sensor_interval_minutes order by sensor_interval_minutes) as sensor_interval_minutes
     from readings
     group by site, reading_date
 ),
@@ -46,7 +48,6 @@ daily as (
 with_length as (
     select
         daily.*,
-        sites.sensor_interval_minutes,
         date_diff(
             'second',
             timezone(sites.timezone, cast(daily.reading_date as timestamp)),
@@ -83,5 +84,6 @@ select
     cast(100.0 * tight_range_count / reading_count as double) as time_in_tight_range_pct,
     3.31 + 0.02392 * avg_glucose_mg_dl as estimated_a1c_pct,
     first_reading_timestamp,
-    last_reading_timestamp
+    last_reading_timestamp,
+    sensor_interval_minutes
 from with_length

@@ -28,8 +28,10 @@ select
     glucose_range,
     glucose_change_mg_dl,
     minutes_since_previous,
+    gap_minutes,
     direction,
-    device
+    device,
+    sensor_interval_minutes
 from enriched
 {% if is_incremental() %}
     where {{ is_recomputed(this.name, 'enriched') }}

@@ -8,15 +8,76 @@
     )
 }}
 
-with readings as (
-    select
-        *,
-        cast(sensor_interval_minutes * 30000 - 1 as bigint) as just_under_half_interval_ms
-    from {{ ref('stg_nightscout_glucose') }}
+with staged as (
+    select * from {{ ref('stg_nightscout_glucose') }}
     {% if is_incremental() %}
         -- The day before is read too: the first reading of a day looks back at the last one before it.
         where {{ partitions_of_recomputed(this.name) }}
     {% endif %}
+),
+
+distances as (
+    select
+        site,
+        reading_date,
+        device,
+        date_diff('millisecond', lag(reading_timestamp) over same_day_and_device, reading_timestamp)
+        / 60000.0 as minutes
+    from staged
+    window same_day_and_device as (
+        partition by site, reading_date, device
+        order by reading_timestamp, entry_id
+    )
+),
+
+-- Sensors on the market send every 1, 3, 5 or 15 minutes. At other distances readings are missing, or were sent twice.
+snapped as (
+    select
+        site,
+        reading_date,
+        device,
+        case
+            when minutes between 0.6 and 1.4 then 1.0
+            when minutes between 2.5 and 3.5 then 3.0
+            when minutes between 4 and 6 then 5.0
+            when minutes between 13 and 17 then 15.0
+        end as interval_minutes
+    from distances
+),
+
+found_intervals as (
+    select
+        site,
+        reading_date,
+        device,
+        interval_minutes
+    from snapped
+    where interval_minutes is not null
+    group by site, reading_date, device, interval_minutes
+    having count(*) >= 6
+    qualify row_number() over (
+        partition by site, reading_date, device
+        order by count(*) desc, interval_minutes
+    ) = 1
+),
+
+with_interval as (
+    select
+        staged.*,
+        coalesce(staged.configured_interval_minutes, found_intervals.interval_minutes, 5.0) as sensor_interval_minutes
+    from staged
+    left join found_intervals
+        on
+            staged.site = found_intervals.site
+            and staged.reading_date = found_intervals.reading_date
+            and staged.device = found_intervals.device
+),
+
+readings as (
+    select
+        *,
+        cast(sensor_interval_minutes * 30000 - 1 as bigint) as just_under_half_interval_ms
+    from with_interval
 ),
 
 devices as (
@@ -59,12 +120,18 @@ with_previous as (
         *,
         lag(glucose_mg_dl) over same_stream as previous_glucose_mg_dl,
         date_diff('millisecond', lag(reading_timestamp) over same_stream, reading_timestamp)
-        / 60000.0 as minutes_since_previous
+        / 60000.0 as minutes_since_previous,
+        date_diff('millisecond', lag(reading_timestamp) over same_site, reading_timestamp) / 60000.0 as gap_minutes
     from flagged
-    window same_stream as (
-        partition by site, device, is_near_duplicate
-        order by reading_timestamp, entry_id
-    )
+    window
+        same_stream as (
+            partition by site, device, is_near_duplicate
+            order by reading_timestamp, entry_id
+        ),
+        same_site as (
+            partition by site, is_near_duplicate
+            order by reading_timestamp, entry_id
+        )
 )
 
 select
@@ -97,8 +164,10 @@ select
     case
         when not is_near_duplicate and minutes_since_previous <= 720 then minutes_since_previous
     end as minutes_since_previous,
+    case when not is_near_duplicate and gap_minutes <= 720 then gap_minutes end as gap_minutes,
     direction,
     device,
+    cast(sensor_interval_minutes as double) as sensor_interval_minutes,
     is_near_duplicate
 from with_previous
 {% if is_incremental() %}

@@ -23,7 +23,8 @@ totals as (
         sum(daily.time_in_range_pct * daily.reading_count) / 100 as in_range_count,
         sum(daily.time_high_pct * daily.reading_count) / 100 as high_count,
         sum(daily.time_very_high_pct * daily.reading_count) / 100 as very_high_count,
-        sum(daily.time_in_tight_range_pct * daily.reading_count) / 100 as tight_range_count
+        sum(daily.time_in_tight_range_pct * daily.reading_count) / 100 as tight_range_count,
+        sum(daily.reading_count * daily.sensor_interval_minutes) as total_minutes
     from latest
     cross join periods
     inner join {{ source('published', 'dim_glucose_date') }} as daily
@@ -45,6 +46,7 @@ tidy as (
         totals.site,
         totals.period_days,
         totals.total_count,
+        totals.total_minutes,
         ranges.*
     from totals
     cross join lateral (
@@ -65,10 +67,8 @@ with_share as (
         tidy.*,
         round(tidy.range_count) as readings_in_range,
         100.0 * round(tidy.range_count) / tidy.total_count as share_pct,
-        sites.sensor_interval_minutes,
         least(tidy.period_days, latest.latest_date - first_days.first_date + 1) as days_covered
     from tidy
-    inner join {{ source('published', 'dim_site') }} as sites on tidy.site = sites.site
     inner join latest on tidy.site = latest.site
     inner join first_days on tidy.site = first_days.site
 )
@@ -80,9 +80,9 @@ select
     range_order,
     cast(readings_in_range as bigint) as reading_count,
     cast(share_pct as double precision) as pct,
-    cast(readings_in_range * sensor_interval_minutes as double precision) as minutes,
+    cast(readings_in_range * (total_minutes / total_count) as double precision) as minutes,
     cast(
-        least(100, 100.0 * total_count * sensor_interval_minutes / (days_covered * 24 * 60)) as double precision
+        least(100, 100.0 * total_minutes / (days_covered * 24 * 60)) as double precision
     ) as data_sufficiency_pct,
     target,
     case

@@ -12,7 +12,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from logging import getLogger
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import duckdb
 from psycopg2 import ProgrammingError, errors, sql
@@ -27,6 +27,9 @@ logger = getLogger(__name__)
 LOCK_TIMEOUT_SECONDS: Final = 300
 ANALYZE_FROM_ROWS: Final = 10_000
 _ROWS_PER_FETCH: Final = 20_000
+# The models compute a changed day with those beside it (dbt/macros/incremental_by_arrival.sql).
+_NEIGHBOUR_DAYS: Final = 1
+_GRAIN_COLUMNS: Final = {"day": {"site", "reading_date"}, "site": {"site"}, "whole": set[str]()}
 
 
 @dataclass(frozen=True)
@@ -36,22 +39,22 @@ class PublishedTable:
     Attributes:
         name: Its name.
         key: Primary key.
-        following_days: How many days after a changed one its rows may change too; None publishes the whole table
-            every time, for tables without days.
+        grain: What is compared when something changed: `day` (the changed days and those beside them; needs the columns
+            `site` and `reading_date`), `site` (all rows of the changed sites; needs `site`), or `whole` (every row).
         indexes: Further indexes.
     """
 
     name: str
     key: tuple[str, ...]
-    following_days: int | None
+    grain: Literal["day", "site", "whole"]
     indexes: tuple[tuple[str, ...], ...] = ()
 
 
 PUBLISHED_TABLES: Final = (
-    PublishedTable("dim_site", ("site",), following_days=None),
-    PublishedTable("dim_glucose_date", ("site", "reading_date"), following_days=1),
+    PublishedTable("dim_site", ("site",), grain="whole"),
+    PublishedTable("dim_glucose_date", ("site", "reading_date"), grain="day"),
     # The index finds the rows of a changed day here, and for the marts that are built from it.
-    PublishedTable("fact_glucose_readings", ("entry_id",), following_days=1, indexes=(("site", "reading_date"),)),
+    PublishedTable("fact_glucose_readings", ("entry_id",), grain="day", indexes=(("site", "reading_date"),)),
 )
 
 
@@ -217,7 +220,7 @@ def _describe(reader: duckdb.DuckDBPyConnection, table: PublishedTable) -> tuple
     except duckdb.CatalogException:
         raise LakeError(f"The warehouse has no table curated.{table.name}.", "Run `dbt build` first.") from None
     columns = tuple(_Column(name, kind, postgres_type(kind, f"{table.name}.{name}")) for name, kind, *_ in rows)
-    needed = set(table.key) | ({"site", "reading_date"} if table.following_days is not None else set())
+    needed = set(table.key) | _GRAIN_COLUMNS[table.grain]
     missing = sorted(needed - {column.name for column in columns})
     if missing:
         raise LakeError(f"curated.{table.name} lacks the column {', '.join(missing)}, which publishing needs.")
@@ -327,17 +330,24 @@ def _changed_days(reader: duckdb.DuckDBPyConnection, after: int, until: int) -> 
     return _Scope(sorted(sites), sorted((site, day) for site, day in rows if site not in sites))
 
 
-def _set_scope(reader: duckdb.DuckDBPyConnection, cursor: PsycopgCursor, scope: _Scope, following_days: int) -> None:
+def _set_scope(reader: duckdb.DuckDBPyConnection, cursor: PsycopgCursor, table: PublishedTable, scope: _Scope) -> None:
     """Make the temporary tables `publish_sites` and `publish_days`, the same on both sides."""
+    if table.grain == "site":
+        scope = _Scope(sorted({*scope.sites, *(site for site, _ in scope.days)}), [])
     reader.execute("create or replace temp table publish_sites as select unnest(?::varchar[]) as site", [scope.sites])
     reader.execute(
         """
         create or replace temp table publish_days as
-        select distinct changed.site, (changed.day + following.days::integer)::date as reading_date
+        select distinct changed.site, (changed.day + around.days::integer)::date as reading_date
         from (select unnest(?::varchar[]) as site, unnest(?::date[]) as day) as changed
-        cross join range(?) as following (days)
+        cross join range(?, ?) as around (days)
         """,
-        [[site for site, _ in scope.days], [day for _, day in scope.days], following_days + 1],
+        [
+            [site for site, _ in scope.days],
+            [day for _, day in scope.days],
+            -_NEIGHBOUR_DAYS,
+            _NEIGHBOUR_DAYS + 1,
+        ],
     )
     cursor.execute(
         """
@@ -374,10 +384,10 @@ def _publish_table(
         with opened.cursor() as cursor:
             if not _same_columns(source, target, table.name):
                 return _recreate(reader, cursor, table, columns, is_new=target.columns[table.name] is None)
-            if table.following_days is None:
+            if table.grain == "whole":
                 scope = None
-            if scope is not None and table.following_days is not None:
-                _set_scope(reader, cursor, scope, table.following_days)
+            if scope is not None:
+                _set_scope(reader, cursor, table, scope)
             return _merge(reader, cursor, table, columns, is_whole=scope is None)
     except errors.UniqueViolation:
         raise ServingDatabaseError(
@@ -438,10 +448,10 @@ def _delete_gone(cursor: PsycopgCursor, table: PublishedTable, target: sql.Ident
         return cursor.rowcount
     deleted = 0
     # Two statements, since an `or` between them could not use the index.
-    for using, condition in (
-        ("publish_sites", "scope.site = published.site"),
-        ("publish_days", "scope.site = published.site and scope.reading_date = published.reading_date"),
-    ):
+    scopes = [("publish_sites", "scope.site = published.site")]
+    if table.grain == "day":
+        scopes.append(("publish_days", "scope.site = published.site and scope.reading_date = published.reading_date"))
+    for using, condition in scopes:
         cursor.execute(
             sql.SQL("delete from {} as published using {} as scope where {} and {}").format(
                 target, sql.Identifier(using), sql.SQL(condition), gone
@@ -581,9 +591,11 @@ def _selection(table: PublishedTable, names: Sequence[str], *, is_whole: bool) -
     select = f"select {columns} from curated.{_duck(table.name)} as model"
     if is_whole:
         return select
+    of_sites = f"{select} semi join publish_sites as scope on scope.site = model.site"
+    if table.grain == "site":
+        return of_sites
     return (
-        f"{select} semi join publish_sites as scope on scope.site = model.site union all "
-        f"{select} semi join publish_days as scope "
+        f"{of_sites} union all {select} semi join publish_days as scope "
         "on scope.site = model.site and scope.reading_date = model.reading_date"
     )
 

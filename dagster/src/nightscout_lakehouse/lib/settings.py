@@ -46,7 +46,9 @@ class Settings(BaseSettings):
     nightscout_api_secret: SecretStr = Field(SecretStr(""), validation_alias="NIGHTSCOUT_API_SECRET")
     nightscout_site: str = Field("default", validation_alias="NIGHTSCOUT_SITE")
     nightscout_timezone: str = Field("", validation_alias="NIGHTSCOUT_TIMEZONE")
-    sensor_interval_minutes: float = Field(5.0, gt=0, le=60, validation_alias="NIGHTSCOUT_SENSOR_INTERVAL_MINUTES")
+    sensor_interval_minutes: float | None = Field(
+        None, gt=0, le=60, validation_alias="NIGHTSCOUT_SENSOR_INTERVAL_MINUTES"
+    )
 
     first_fetch: Annotated[int | None, NoDecode] = Field(None, validation_alias="NIGHTSCOUT_FIRST_FETCH")
     window_days: int = Field(30, ge=1, le=366, validation_alias="NIGHTSCOUT_WINDOW_DAYS")

@@ -23,7 +23,7 @@ class Site:
         name: Short unique name; it stands in the column `site` of every table.
         url: Base URL without a trailing slash, query or credentials.
         timezone: IANA name from the configuration, or None: then the server's profile decides.
-        sensor_interval_minutes: Nominal distance of two readings of the sensor.
+        sensor_interval_minutes: Nominal distance of two readings of the sensor, or None: the readings show it.
         token: Access token; empty for none.
         api_secret: API secret; empty for none. The token goes first where both are set.
     """
@@ -31,7 +31,7 @@ class Site:
     name: str
     url: str
     timezone: str | None = None
-    sensor_interval_minutes: float = 5.0
+    sensor_interval_minutes: float | None = None
     token: SecretStr = field(default=SecretStr(""), repr=False)
     api_secret: SecretStr = field(default=SecretStr(""), repr=False)
 
@@ -44,7 +44,7 @@ class _SiteEntry(BaseModel):
     token_env: str = ""
     api_secret_env: str = ""
     timezone: str | None = None
-    sensor_interval_minutes: float = Field(5.0, gt=0, le=60)
+    sensor_interval_minutes: float | None = Field(None, gt=0, le=60)
 
 
 class _SitesFile(BaseModel):
@@ -144,7 +144,7 @@ def _site(
     name: str,
     url: str,
     timezone: str | None,
-    sensor_interval_minutes: float,
+    sensor_interval_minutes: float | None,
     token: SecretStr,
     api_secret: SecretStr,
     where: str,

@@ -27,7 +27,7 @@ create table if not exists ops.sites (
     site varchar primary key,
     timezone varchar not null,
     timezone_source varchar not null,
-    sensor_interval_minutes double not null,
+    sensor_interval_minutes double,
     updated_at timestamptz not null
 );
 create sequence if not exists ops.change_seq;
@@ -49,6 +49,8 @@ create table if not exists ops.batches (
     primary key (site, batch)
 );
 create table if not exists ops.model_versions (model varchar primary key, version varchar not null);
+-- Warehouses of version 0.1 have it; it changes nothing in others.
+alter table ops.sites alter column sensor_interval_minutes drop not null;
 """
 
 

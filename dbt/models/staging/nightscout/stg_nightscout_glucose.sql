@@ -10,7 +10,7 @@ sites as (
 in_local_time as (
     select
         entries.*,
-        sites.sensor_interval_minutes,
+        sites.sensor_interval_minutes as configured_interval_minutes,
         timezone(sites.timezone, entries.reading_timestamp) as reading_local_timestamp
     from entries
     inner join sites on entries.site = sites.site
@@ -27,6 +27,6 @@ select
     glucose_mg_dl,
     direction,
     coalesce(device, '') as device,
-    sensor_interval_minutes,
+    configured_interval_minutes,
     month as utc_month
 from in_local_time
