@@ -17,6 +17,7 @@ from pathlib import Path
 
 import duckdb
 
+from nightscout_lakehouse.lib.clinical.duckdb_functions import register
 from nightscout_lakehouse.lib.errors import LakeError
 from nightscout_lakehouse.lib.settings import Settings
 
@@ -79,12 +80,13 @@ def connect(settings: Settings, path: Path | None = None, *, read_only: bool = F
 
 
 def configure_connection(connection: duckdb.DuckDBPyConnection, settings: Settings) -> None:
-    """Give a connection UTC, the limits of the settings, and access to the lake (dbt's connections come here too)."""
+    """Give a connection UTC, the limits of the settings, our SQL functions and the lake (dbt's connections come here too)."""
     connection.execute("set TimeZone = 'UTC'")
     connection.execute("set autoinstall_known_extensions = false")
     connection.execute("set memory_limit = ?", [settings.duckdb_memory_limit])
     if settings.duckdb_threads:
         connection.execute("set threads = ?", [settings.duckdb_threads])
+    register(connection)
     if settings.lake_url.startswith("s3://"):
         _configure_s3(connection, settings)
 
