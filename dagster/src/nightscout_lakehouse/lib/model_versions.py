@@ -27,7 +27,12 @@ def model_versions(manifest: Mapping[str, Any]) -> dict[str, str]:
     @cache
     def version(key: str) -> str:
         parents = sorted(parent for parent in models[key]["depends_on"]["nodes"] if parent in models)
-        parts = [models[key]["checksum"]["checksum"], functions_version(), *macros, *(version(parent) for parent in parents)]
+        parts = [
+            models[key]["checksum"]["checksum"],
+            functions_version(),
+            *macros,
+            *(version(parent) for parent in parents),
+        ]
         return hashlib.blake2b("\0".join(parts).encode(), digest_size=16).hexdigest()
 
     return {models[key]["name"]: version(key) for key in models}

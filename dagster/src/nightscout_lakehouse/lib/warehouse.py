@@ -80,7 +80,7 @@ def connect(settings: Settings, path: Path | None = None, *, read_only: bool = F
 
 
 def configure_connection(connection: duckdb.DuckDBPyConnection, settings: Settings) -> None:
-    """Give a connection UTC, the limits of the settings, our SQL functions and the lake (dbt's connections come here too)."""
+    """Give a connection UTC, the limits of the settings, our SQL functions and the lake (dbt's come here too)."""
     connection.execute("set TimeZone = 'UTC'")
     connection.execute("set autoinstall_known_extensions = false")
     connection.execute("set memory_limit = ?", [settings.duckdb_memory_limit])

@@ -1,8 +1,9 @@
 """Intervals for a period's figures, by resampling its whole days.
 
 Readings of one day hang together, so single readings cannot be resampled; days are drawn with replacement as blocks
-(Efron & Tibshirani, An Introduction to the Bootstrap, 1993; Künsch, Annals of Statistics 1989, for blocks). The interval
-says how far the figure of a period of that length moves with which days fell into it. It knows nothing of sensor error.
+(Efron & Tibshirani, An Introduction to the Bootstrap, 1993; Künsch, Annals of Statistics 1989, for blocks). The
+interval says how far the figure of a period of that length moves with which days fell into it. It knows nothing of
+sensor error, nor of days that depend on the day before.
 """
 
 import hashlib
@@ -57,9 +58,9 @@ class Intervals:
 def bootstrap_intervals(key: str, days: Sequence[DailyCounts]) -> Intervals | None:
     """Intervals of a period from its days, or None with fewer than 7 days that have readings.
 
-    The same key and days give the same bits on every machine, in every run, and in whatever order the days come: the seed is
-    a hash of the key, the draws are raw words of PCG64 (numpy keeps their stream from version to version, which it does not
-    promise for `Generator.integers`), and every sum is taken draw by draw.
+    The same key and days give the same bits in every run and in whatever order the days come: the seed is a hash of the
+    key, the draws are raw words of PCG64 (numpy keeps their stream from version to version, which it does not promise
+    for `Generator.integers`), and every sum is taken draw by draw.
 
     Args:
         key: What names the period, such as site, period and part of the day.

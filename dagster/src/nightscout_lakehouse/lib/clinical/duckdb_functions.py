@@ -1,44 +1,59 @@
 """The SQL functions of this package, for every DuckDB connection of ours: dbt's, the program's and `lakehouse sql`.
 
-* `glucose_mage(minutes double[], glucose double[]) -> double`: MAGE in mg/dL of readings in any order; `minutes` from an
-  origin on a full 5 minutes, such as `epoch(reading_timestamp) / 60`. Null where no excursion counts.
+* `glucose_mage(minutes double[], glucose double[]) -> double`: MAGE in mg/dL of readings in any order; `minutes` from
+  an origin on a full 5 minutes, such as `epoch(reading_timestamp) / 60`. Null where no excursion counts.
 * `glucose_bootstrap(key varchar, days date[], readings double[], very_low double[], low double[], in_range double[],
   high double[], very_high double[], glucose_sums double[])
-  -> struct(tir_low, tir_high, gmi_low, gmi_high, gri_low, gri_high)`: 95 % intervals of a period from its days, one list
-  element a day, in any order. Null with fewer than 7 days that have readings.
+  -> struct(tir_low, tir_high, gmi_low, gmi_high, gri_low, gri_high)`: 95 % intervals of a period from its days, one
+  list element a day, in any order. Null with fewer than 7 days that have readings.
 
-A null argument gives null. A view that calls them works only on connections of ours; tables that were built with them work
-everywhere.
+A null argument gives null. A view that calls them works only on connections of ours; tables that were built with them
+work everywhere.
 """
 
 import hashlib
+from collections.abc import Callable
 from dataclasses import asdict
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import duckdb
+from duckdb.func import ARROW, SPECIAL
+from duckdb.sqltypes import DuckDBPyType
 
 _INTERVALS = ("tir_low", "tir_high", "gmi_low", "gmi_high", "gri_low", "gri_high")
 
 
 def register(connection: duckdb.DuckDBPyConnection) -> None:
-    """Make the functions known to the connection's database; again does nothing, since all its connections share them."""
+    """Make the functions known to the connection's database; a second time does nothing, its connections share them."""
     doubles = duckdb.list_type(duckdb.type("DOUBLE"))
     dates = duckdb.list_type(duckdb.type("DATE"))
     intervals = duckdb.struct_type(dict.fromkeys(_INTERVALS, duckdb.type("DOUBLE")))
-    functions: tuple[tuple[str, Any, list[Any], Any], ...] = (
-        ("glucose_mage", _mage, [doubles, doubles], duckdb.type("DOUBLE")),
-        ("glucose_bootstrap", _bootstrap, [duckdb.type("VARCHAR"), dates, *[doubles] * 7], intervals),
-    )
-    for name, function, parameters, result in functions:
-        try:
-            connection.create_function(
-                name, function, parameters, result, type="arrow", null_handling="special", side_effects=False
-            )
-        except (duckdb.CatalogException, duckdb.NotImplementedException) as error:
-            if "already" not in str(error):
-                raise
+    _create(connection, "glucose_mage", _mage, [doubles, doubles], duckdb.type("DOUBLE"))
+    _create(connection, "glucose_bootstrap", _bootstrap, [duckdb.type("VARCHAR"), dates, *[doubles] * 7], intervals)
+
+
+def _create(
+    connection: duckdb.DuckDBPyConnection,
+    name: str,
+    function: Callable[..., Any],
+    parameters: list[Any],
+    result: DuckDBPyType,
+) -> None:
+    try:
+        connection.create_function(
+            name,
+            function,
+            parameters,
+            result,
+            type=ARROW,
+            null_handling=SPECIAL,
+            side_effects=False,
+        )
+    except (duckdb.CatalogException, duckdb.NotImplementedException) as error:
+        if "already" not in str(error):
+            raise
 
 
 @cache
@@ -50,7 +65,7 @@ def functions_version() -> str:
     return digest.hexdigest()
 
 
-# DuckDB evaluates the annotations of what it registers, so they name no type that is imported late: all are Arrow arrays.
+# All arguments are Arrow arrays. DuckDB evaluates the annotations, so they name no type that is imported late.
 def _mage(minutes: Any, glucose: Any) -> Any:
     import numpy as np
     import pyarrow as pa
@@ -63,8 +78,11 @@ def _mage(minutes: Any, glucose: Any) -> Any:
             values.append(None)
             continue
         # A null inside a list comes as NaN, which `mage` leaves out.
-        pair = [np.asarray(row.values.to_numpy(zero_copy_only=False)) for row in (row_minutes, row_glucose)]
-        values.append(mage(*pair).mean_amplitude_mg_dl)
+        result = mage(
+            np.asarray(row_minutes.values.to_numpy(zero_copy_only=False)),
+            np.asarray(row_glucose.values.to_numpy(zero_copy_only=False)),
+        )
+        values.append(result.mean_amplitude_mg_dl)
     return pa.array(values, pa.float64())
 
 

@@ -6,11 +6,12 @@ finds the turning points a clinician marks by hand. The R package iglu holds its
 gaps are iglu's.
 
 MAGE needs a grid. Readings become points 5 minutes apart; between readings at most 45 minutes apart the points lie on a
-straight line, over a larger gap there are none. A gap above 180 minutes starts a new segment, and each segment has turning
-points and a standard deviation of its own. No height begins or ends on a point that a gap left empty.
+straight line, over a larger gap there are none. A gap above 180 minutes starts a new segment, and each segment has
+turning points and a standard deviation of its own. No excursion starts or ends on a point that a gap left empty.
 """
 
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Literal
 
 import numpy as np
@@ -25,6 +26,8 @@ FEWEST_POINTS = 7
 SMALLEST_SD_MG_DL = 1.0
 # Averages that differ by less are equal: far above rounding, far below what a reading can change.
 _EQUAL_MG_DL = 1e-9
+# Times in minutes are quotients: 45 minutes can come as 45.00000000000003.
+_EQUAL_MINUTES = 1e-6
 
 FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
@@ -81,7 +84,7 @@ def mage(minutes: FloatArray, glucose: FloatArray, direction: Direction = "avg")
     heights: list[float] = []
     weighted_sum = 0.0
     weight_sum = 0.0
-    for segment, (first, last) in enumerate(zip(bounds[:-1], bounds[1:], strict=True)):
+    for segment, (first, last) in enumerate(pairwise(bounds)):
         if first == last:
             continue
         origin = int(grid_index[first])
@@ -134,9 +137,9 @@ def _to_grid(minutes: FloatArray, glucose: FloatArray) -> tuple[IntArray, FloatA
     """The grid points that have a value: their number (time / 5 min), rising, and the value."""
     if minutes.size == 0:
         return np.empty(0, dtype=np.int64), np.empty(0)
-    breaks = np.flatnonzero(np.diff(minutes) > LARGEST_BRIDGED_GAP_MINUTES)
-    first = np.ceil(minutes[np.append(0, breaks + 1)] / GRID_MINUTES).astype(np.int64)
-    last = np.floor(minutes[np.append(breaks, minutes.size - 1)] / GRID_MINUTES).astype(np.int64)
+    breaks = np.flatnonzero(np.diff(minutes) > LARGEST_BRIDGED_GAP_MINUTES + _EQUAL_MINUTES)
+    first = np.ceil((minutes[np.append(0, breaks + 1)] - _EQUAL_MINUTES) / GRID_MINUTES).astype(np.int64)
+    last = np.floor((minutes[np.append(breaks, minutes.size - 1)] + _EQUAL_MINUTES) / GRID_MINUTES).astype(np.int64)
     counts = np.maximum(last - first + 1, 0)  # a lone reading between two grid points gives none
     offsets = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
     index = np.repeat(first, counts) + offsets
@@ -215,7 +218,7 @@ def _crossings(sign: FloatArray, is_present: NDArray[np.bool_]) -> IntArray:
 
 
 def _rises(levels: list[float], threshold: float) -> list[tuple[int, int]]:
-    """Rises above `threshold` from the lowest level since the last one, each to the last peak before a fall above it."""
+    """Rises above `threshold` from the lowest level since the last one, each to the last peak before such a fall."""
     found: list[tuple[int, int]] = []
     low = position = 0
     while position < len(levels):
