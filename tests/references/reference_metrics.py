@@ -27,7 +27,7 @@ def reference_metrics(readings: Sequence[tuple[datetime, float]], interval_minut
     Programs are `iglu`, `agata` and, for ranges, `agata_our_rule` (see `worker.py`). One without the metric has no key.
 
     Args:
-        readings: (local time, mg/dL) in order, on multiples of the interval, without repetitions; at least one.
+        readings: (local time, mg/dL) in order, at most one in each interval counted from midnight; at least one.
         interval_minutes: The nominal interval.
 
     Raises:

@@ -1,13 +1,14 @@
 """Runs in the environment of this folder: a JSON series a line in, a JSON object of the programs' figures a line out.
 
 A request is `{"times": [minutes since 2000-01-01 00:00 local, ...], "glucose": [mg/dL, ...], "interval": minutes}`; the
-answer `{"figures": {metric: {program: value or null}}}` or `{"error": text}`. Readings lie on multiples of `interval`.
+answer `{"figures": {metric: {program: value or null}}}` or `{"error": text}`. Readings lie on multiples of `interval`;
+or at most one lies in each, and then iglu's grid figures are those of interpolated readings.
 
 Programs are `iglu`, `agata` and `agata_our_rule`. What is asked, and not left to the program's default:
 
 * iglu's days run from 00:05 to 24:00, and its grid leaves out a reading on the first midnight. Where it uses its grid
-  it is given times one interval later, which makes its days ours and changes nothing else. (But a series must not start in
-  the last interval of a day: then that would be the first midnight.)
+  it is given times one interval later, which makes its days ours and changes nothing else. (But a series must not start
+  in the last interval of a day: then that would be the first midnight.)
 * agata leaves the bounds of a range to the outer range; `agata_our_rule` is its function for given ranges with ours.
 * agata's MODD and CONGA hold each reading against all others; they are asked up to six days.
 """
@@ -92,10 +93,10 @@ def iglu_figures(minutes: np.ndarray, glucose: np.ndarray, interval: int) -> Fig
 
 
 def agata_figures(minutes: np.ndarray, glucose: np.ndarray, interval: int, *, with_pairs: bool) -> Figures:
-    slots = ((minutes - minutes[0]) // interval).astype(int)
-    grid = np.full(slots[-1] + 1, np.nan)
-    grid[slots] = glucose
-    times = ORIGIN + pd.to_timedelta(minutes[0] + interval * np.arange(len(grid)), unit="min")
+    slots = (minutes // interval).astype(int)
+    grid = np.full(slots[-1] - slots[0] + 1, np.nan)
+    grid[slots - slots[0]] = glucose
+    times = ORIGIN + pd.to_timedelta(interval * np.arange(slots[0], slots[-1] + 1), unit="min")
     data = pd.DataFrame({"t": times, "glucose": grid})
     given = time_in_ranges.time_in_given_range
     very_low = time_in_ranges.time_in_given_below_range(data, 54.0)
