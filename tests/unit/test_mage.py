@@ -8,7 +8,7 @@ import pytest
 from hypothesis import HealthCheck, given
 from hypothesis import settings as hypothesis_settings
 from references.reference_metrics import ORIGIN, reference_metrics
-from references.series import Series, glucose_series
+from references.series import Series, glucose_series, make_series
 
 from nightscout_lakehouse.demo.person import Person
 from nightscout_lakehouse.lib.clinical.mage import Direction, Mage, mage
@@ -34,6 +34,14 @@ def assert_equals_iglu(readings: tuple[tuple[datetime, float], ...]) -> None:
 @given(series=glucose_series(largest_days=5))
 def test_any_series_with_gaps_equals_iglu(series: Series) -> None:
     assert_equals_iglu(series.readings)
+
+
+@pytest.mark.parametrize("seed", [105, 106])
+def test_series_on_which_a_small_change_of_the_algorithm_shows(seed: int) -> None:
+    # Most series give the same figure with windows of 4 or 31 points, or with n in the SD; 105 and 106 do not.
+    start = ORIGIN + timedelta(days=8826, hours=1)
+    gaps = ((200, 8), (400, 9), (500, 20))
+    assert_equals_iglu(make_series(start, 3, seed=seed, decimals=0, kind="curve", gaps=gaps).readings)
 
 
 @pytest.mark.parametrize("seed", [1, 2])
