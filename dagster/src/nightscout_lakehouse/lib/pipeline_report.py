@@ -1,7 +1,7 @@
 """What the commands print: the summary of a run, the state of the sites, the check of the servers."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -14,6 +14,7 @@ from nightscout_lakehouse.lib.lake import Lake
 from nightscout_lakehouse.lib.nightscout_client import NightscoutClient
 from nightscout_lakehouse.lib.settings import Settings
 from nightscout_lakehouse.lib.sites import Site, load_sites
+from nightscout_lakehouse.lib.sources.file_drop import FileImport, sites_of_files
 from nightscout_lakehouse.lib.summary import SUMMARY_DAYS, SiteSummary, site_summaries
 
 NOT_FOR_DOSING = "For insight, not for dosing decisions; it does not replace the sensor's own alarms."
@@ -62,7 +63,7 @@ def print_status(console: Console, settings: Settings) -> None:
     """Print each site's last reading with its age, its rows and how far it has been read."""
     lake = Lake.open(settings)
     summaries = {summary.site: summary for summary in site_summaries(settings)}
-    names = [site.name for site in load_sites(settings)]
+    names = [site.name for site in (*load_sites(settings), *sites_of_files(settings, lake))]
     if not names and not summaries:
         console.print("Nothing has been read yet. Run `make run`.")
         return
@@ -90,7 +91,47 @@ def print_sites_check(console: Console, settings: Settings) -> bool:
     for row in checks:
         table.add_row(*row)
     console.print(table)
+    of_files = [site.name for site in sites_of_files(settings, Lake.open(settings))]
+    if of_files:
+        console.print(f"Without a server, from files: {', '.join(of_files)}")
     return not any(row[-1] for row in checks)
+
+
+def print_imports(console: Console, outcomes: Sequence[FileImport]) -> None:
+    """Print what each file holds, what was refused and why, and what to do next."""
+    table = _table("file", "kind", "rows", "readings", "new", "refused", "left out", "from", "to")
+    for each in outcomes:
+        report = each.report
+        if report is None:
+            table.add_row(each.file, each.title or {"known": "imported before"}.get(each.outcome, each.outcome))
+            continue
+        table.add_row(
+            each.file,
+            each.title,
+            *(f"{count:,}" for count in (report.rows, report.documents)),
+            "" if each.outcome == "examined" else f"{report.landed:,}",
+            *(f"{sum(counts.values()):,}" for counts in (report.refused, report.left_out)),
+            _time(report.first_time),
+            _time(report.last_time),
+        )
+    console.print(table)
+    for each in outcomes:
+        if each.report is None:
+            continue
+        for reason, count in each.report.refused.items():
+            lines = ", ".join(str(line) for line in each.report.refused_lines[reason])
+            more = ", …" if count > len(each.report.refused_lines[reason]) else ""
+            console.print(f"{each.file}: {count:,} refused, {reason} (line {lines}{more})", markup=False)
+        left_out = ", ".join(f"{reason} {count:,}" for reason, count in each.report.left_out.items())
+        if left_out:
+            console.print(f"{each.file}: left out by rule: {left_out}", markup=False)
+    zones = sorted({each.timezone for each in outcomes if each.report is not None})
+    if zones:
+        console.print(f"Times without a zone were read as {', '.join(zones)}.")
+    if any(each.outcome == "imported" for each in outcomes):
+        console.print("Imported. `make run` brings the figures up to date.")
+    elif any(each.outcome == "examined" for each in outcomes):
+        console.print("Nothing was imported (--dry-run).")
 
 
 def _check(site: Site, settings: Settings) -> tuple[str, ...]:
@@ -132,7 +173,21 @@ def _table(*titles: str) -> Table:
     return table
 
 
-_TEXT_COLUMNS = ("site", "url", "last reading", "read up to", "history", "time zone", "problem", "version", "units")
+_TEXT_COLUMNS = (
+    "file",
+    "kind",
+    "from",
+    "to",
+    "site",
+    "url",
+    "last reading",
+    "read up to",
+    "history",
+    "time zone",
+    "problem",
+    "version",
+    "units",
+)
 
 
 def _number(value: float | None, digits: int) -> str:
@@ -155,6 +210,7 @@ def _age(moment: datetime | None) -> str:
 def site_runs(metadata: Mapping[str, Mapping[str, Any]]) -> dict[str, SiteRun]:
     """What a run did for each site, from the metadata of the assets it materialized."""
     reports = metadata.get("raw_nightscout_entries", {}).get("reports", [])
+    files = metadata.get("raw_file_drop", {}).get("reports", [])
     processed = {row["site"]: row for row in metadata.get("processed_nightscout_entries", {}).get("reports", [])}
     runs = {}
     for report in reports:
@@ -166,5 +222,14 @@ def site_runs(metadata: Mapping[str, Mapping[str, Any]]) -> dict[str, SiteRun]:
             quarantined=row.get("quarantined", 0),
             deletions=report["deletions"],
             error=report["error"],
+        )
+    for report in files:
+        # Documents of both ways go through processing together; what a file holds twice never gets there.
+        row = processed.get(report["site"], {})
+        run = runs.get(report["site"]) or SiteRun(
+            stored=row.get("stored", 0), duplicates=row.get("duplicates", 0), quarantined=row.get("quarantined", 0)
+        )
+        runs[report["site"]] = replace(
+            run, fetched=run.fetched + report["documents"], duplicates=run.duplicates + report["unchanged"]
         )
     return runs

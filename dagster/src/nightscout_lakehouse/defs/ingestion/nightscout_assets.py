@@ -6,6 +6,7 @@ from datetime import UTC, datetime, timedelta
 
 import dagster as dg
 
+from nightscout_lakehouse.defs.ingestion.file_drop_assets import raw_file_drop
 from nightscout_lakehouse.defs.resources import LakehouseResource
 from nightscout_lakehouse.lib.ingestion import SiteIngestion, ingest_sites
 from nightscout_lakehouse.lib.processing import PROCESSED_COLUMNS, SiteProcessing, process_sites
@@ -65,7 +66,7 @@ def reread_nightscout_entries(
     group_name=GROUP,
     kinds={"duckdb", "parquet"},
     owners=OWNERS,
-    deps=[raw_nightscout_entries, reread_nightscout_entries],
+    deps=[raw_nightscout_entries, reread_nightscout_entries, raw_file_drop],
     freshness_policy=FRESHNESS,
     check_specs=[
         dg.AssetCheckSpec(
@@ -80,7 +81,7 @@ def processed_nightscout_entries(
     lakehouse: LakehouseResource,
 ) -> Iterator[dg.MaterializeResult[None] | dg.AssetCheckResult]:
     """Type, de-duplicate and partition the new batches as Parquet; refused documents go to quarantine with a reason."""
-    reports = process_sites(lakehouse.sites, lakehouse.settings, lakehouse.lake)
+    reports = process_sites(lakehouse.all_sites, lakehouse.settings, lakehouse.lake)
     overview = entries_overview(lakehouse.settings)
     yield dg.MaterializeResult(
         metadata={
