@@ -223,12 +223,13 @@ def site_runs(metadata: Mapping[str, Mapping[str, Any]]) -> dict[str, SiteRun]:
             deletions=report["deletions"],
             error=report["error"],
         )
+    for name in processed.keys() - runs.keys():
+        # A site without a server: its documents came from files, now or by an import before this run.
+        row = processed[name]
+        runs[name] = SiteRun(stored=row["stored"], duplicates=row["duplicates"], quarantined=row["quarantined"])
     for report in files:
-        # Documents of both ways go through processing together; what a file holds twice never gets there.
-        row = processed.get(report["site"], {})
-        run = runs.get(report["site"]) or SiteRun(
-            stored=row.get("stored", 0), duplicates=row.get("duplicates", 0), quarantined=row.get("quarantined", 0)
-        )
+        # What a file holds that the lake knows never gets to processing.
+        run = runs.get(report["site"], SiteRun())
         runs[report["site"]] = replace(
             run, fetched=run.fetched + report["documents"], duplicates=run.duplicates + report["unchanged"]
         )

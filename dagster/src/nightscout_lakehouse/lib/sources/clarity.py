@@ -14,7 +14,7 @@ from nightscout_lakehouse.lib.sources.file_format import Measurement, ReadOption
 
 _KINDS = {"EGV": "sgv", "Calibration": "mbg"}
 _TREATMENTS = frozenset({"Insulin", "Carbs", "Exercise", "Health", "Notes"})
-_TIMESTAMP = re.compile(r"(\d{4}-\d\d-\d\d)[T ](\d{1,2}:\d\d:\d\d)")
+_TIMESTAMP = re.compile(r"(\d{4}-\d\d-\d\d)[T ](\d{1,2}):(\d\d:\d\d)")
 
 
 class ClarityFormat:
@@ -55,7 +55,7 @@ class ClarityFormat:
             return LeftOut("cut_off", row.line)
         found = _TIMESTAMP.fullmatch(row.values[timestamp])
         try:
-            time = datetime.strptime(" ".join(found.groups()), "%Y-%m-%d %H:%M:%S") if found else None  # noqa: DTZ007
+            time = datetime.fromisoformat(f"{found[1]} {found[2]:0>2}:{found[3]}") if found else None
         except ValueError:
             time = None
         if time is None:

@@ -97,6 +97,6 @@ def _time(text: str, timestamp_format: str | None) -> datetime | None:
     try:
         if timestamp_format is not None:
             return datetime.strptime(text, timestamp_format)  # noqa: DTZ007
-        return datetime.fromisoformat(re.sub(r"\s+(?=[Zz+-])", "", text)) if _ISO.fullmatch(text) else None
+        return datetime.fromisoformat(re.sub(r"\s+(?=[Zz+-])", "", text).upper()) if _ISO.fullmatch(text) else None
     except ValueError:
         return None

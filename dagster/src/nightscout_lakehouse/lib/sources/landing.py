@@ -5,6 +5,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 
+import pyarrow as pa
+
 from nightscout_lakehouse.lib.ingestion import write_batch
 from nightscout_lakehouse.lib.lake import (
     KINDS,
@@ -151,7 +153,7 @@ def _known(site: str, documents: list[SourceDocument], settings: Settings, lake:
     ids = [each.document.id for each in documents]
     known: dict[str, str | None] = {}
     with connect(settings) as connection:
-        connection.execute("create temp table wanted as select unnest(?::varchar[]) as id", [ids])
+        connection.register("wanted", pa.table({"id": ids}))
         if files:
             paths = sql_list(lake.duckdb_path(file) for file in files)
             query = (
