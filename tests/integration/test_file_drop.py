@@ -1,6 +1,7 @@
 """From dropped files to the lake: what lands, what is known, what waits, and files beside a server."""
 
 import os
+import tracemalloc
 from collections.abc import Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -240,9 +241,8 @@ def test_files_beside_a_server(settings: Settings, lake: Lake) -> None:
                 "select device, count(*) from curated.fact_glucose_readings group by 1 order by 1"
             ).fetchall()
         )
-    assert counted["export"] < 12 + len(from_server) * 0.02
-    assert counted["export"] >= 12
-    assert sum(counted.values()) <= len(from_server) + 12 + len(from_server) * 0.02
+    # Both streams are of one sensor: each moment counts once, whichever of the two the day's main stream is.
+    assert len(from_server) + 12 <= sum(counted.values()) <= (len(from_server) + 12) * 1.01
 
 
 def test_sites_without_a_server(settings: Settings, lake: Lake) -> None:
@@ -268,13 +268,11 @@ def test_a_wrong_zone_of_the_settings_is_told(settings: Settings, lake: Lake, mo
         sites_of_files(load_settings(), lake)
 
 
-def test_a_file_of_a_million_rows_takes_bounded_memory(settings: Settings, lake: Lake) -> None:
-    import tracemalloc
-
+def test_a_long_file_takes_bounded_memory(settings: Settings, lake: Lake) -> None:
     path = settings.home / "big.csv"
     with path.open("w") as file:
         file.write(HEADER + "\n")
-        for n in range(60):
+        for n in range(30):
             file.writelines(f"{row}\n" for row in lines(2_000, n * 2_000))
     site = Site("anna", "", timezone="UTC")
     tracemalloc.start()
@@ -282,9 +280,9 @@ def test_a_file_of_a_million_rows_takes_bounded_memory(settings: Settings, lake:
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert outcome.report is not None
-    assert outcome.report.documents == 120_000
-    # All of them at once would take some 150 MB; what is kept near is bounded.
-    assert peak < 40_000_000
+    assert outcome.report.documents == 60_000
+    # All of them at once would take some 80 MB; what is kept near is bounded.
+    assert peak < 30_000_000
 
 
 def test_the_command_says_what_a_file_holds_then_imports_it(settings: Settings, lake: Lake, tmp_path: Path) -> None:
@@ -305,7 +303,7 @@ def test_the_command_says_what_a_file_holds_then_imports_it(settings: Settings, 
     (site,) = sites_of_files(settings, lake)
     assert (site.name, site.timezone) == ("anna", "Europe/Berlin")
     process_sites([site], settings, lake)
-    assert [time for _, time, _ in held(settings)][0] == int((START - timedelta(hours=1)).timestamp() * 1000)
+    assert next(time for _, time, _ in held(settings)) == int((START - timedelta(hours=1)).timestamp() * 1000)
 
     wrong = CliRunner().invoke(app, ["import", str(path), "--site", "a/b"])
     assert wrong.exit_code == 1
