@@ -26,7 +26,7 @@ from nightscout_lakehouse.lib.settings import Settings
 
 COLLECTION = "nightscout_entries"
 # Begins the id of a document that came from another source than the site's server.
-IMPORTED_ID_PREFIX = "file:"
+IMPORTED_ID_PREFIX = "import:"
 KINDS = ("sgv", "mbg", "cal", "quarantined")
 
 RAW_SCHEMA = pa.schema(
