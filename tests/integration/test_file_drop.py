@@ -245,6 +245,24 @@ def test_files_beside_a_server(settings: Settings, lake: Lake) -> None:
     assert len(from_server) + 12 <= sum(counted.values()) <= (len(from_server) + 12) * 1.01
 
 
+def test_scans_of_a_libre_count_only_where_nothing_else_is(settings: Settings, lake: Lake) -> None:
+    header = "Device,Serial Number,Device Timestamp,Record Type,Historic Glucose mg/dL,Scan Glucose mg/dL"
+    start = datetime(2026, 1, 20, tzinfo=UTC)
+    # Historic readings for 18 hours, scans every 37 minutes all day.
+    rows = [f"Libre,AB12,{start + timedelta(minutes=15 * n):%d-%m-%Y %H:%M},0,{100 + n},," for n in range(72)]
+    rows += [f"Libre,AB12,{start + timedelta(minutes=37 * n):%d-%m-%Y %H:%M},1,,250," for n in range(38)]
+    drop(settings, "anna/a.csv", rows, header)
+    tick(settings, lake)
+    assert len(held(settings)) == 72 + 38
+    DbtProject(settings).build("duckdb", ["tag:stg", "tag:int", "tag:curated"])
+    with connect(settings, settings.warehouse_path, read_only=True) as warehouse:
+        counted = warehouse.execute(
+            "select count(*) filter (glucose_mg_dl < 200), count(*) filter (glucose_mg_dl = 250),"
+            " min(hour_of_day) filter (glucose_mg_dl = 250) from curated.fact_glucose_readings"
+        ).fetchall()
+    assert counted == [(72, 9, 18)]
+
+
 def test_sites_without_a_server(settings: Settings, lake: Lake) -> None:
     text = '[[sites]]\nname = "anna"\nsource = "files"\ntimezone = "europe/berlin"\ndate_order = "day_first"\n'
     Path("sites.toml").write_text(text + '[[sites]]\nname = "ben"\nurl = "https://ben.example.org"\n')
@@ -331,3 +349,14 @@ def test_the_pipeline_takes_files_with_it(tmp_path: Path, monkeypatch: pytest.Mo
         rows = warehouse.execute("select site, count(*) from curated.fact_glucose_readings group by 1").fetchall()
     # No demo person beside one's own files.
     assert rows == [("anna", 300)]
+
+    # A server that is down keeps no file waiting.
+    Path("sites.toml").write_text('[[sites]]\nname = "ben"\nurl = "http://127.0.0.1:9"\n')
+    monkeypatch.setenv("NIGHTSCOUT_MAX_ATTEMPTS", "1")
+    drop(settings, "anna/b.csv", lines(10, 300))
+    second = execute_job("nightscout_pipeline")
+    assert second.success
+    assert second.failed_checks == ["every_site_was_read", "every_file_was_read"]
+    with connect(settings, settings.warehouse_path, read_only=True) as warehouse:
+        rows = warehouse.execute("select site, count(*) from curated.fact_glucose_readings group by 1").fetchall()
+    assert rows == [("anna", 310)]

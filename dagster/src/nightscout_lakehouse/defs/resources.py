@@ -29,6 +29,7 @@ class LakehouseResource(dg.ConfigurableResource):  # type: ignore[type-arg]
     _stack: ExitStack = PrivateAttr()
     _postgres: PostgresConnection | None = PrivateAttr(default=None)
     _sites: list[Site] | None = PrivateAttr(default=None)
+    _sites_of_files: list[Site] | None = PrivateAttr(default=None)
 
     @contextmanager
     def yield_for_execution(self, context: dg.InitResourceContext) -> Iterator["LakehouseResource"]:
@@ -63,7 +64,9 @@ class LakehouseResource(dg.ConfigurableResource):  # type: ignore[type-arg]
     @property
     def sites_of_files(self) -> list[Site]:
         """The sites that have no server: what is known of them came from files."""
-        return sites_of_files(self._settings, self.lake)
+        if self._sites_of_files is None:
+            self._sites_of_files = sites_of_files(self._settings, self.lake)
+        return self._sites_of_files
 
     @property
     def all_sites(self) -> list[Site]:

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from nightscout_lakehouse.lib.errors import LakehouseError
-from nightscout_lakehouse.lib.ingestion import fetch_policy, load_state
+from nightscout_lakehouse.lib.ingestion import IngestionState, fetch_policy, load_state
 from nightscout_lakehouse.lib.lake import Lake
 from nightscout_lakehouse.lib.nightscout_client import NightscoutClient
 from nightscout_lakehouse.lib.settings import Settings
@@ -63,12 +63,13 @@ def print_status(console: Console, settings: Settings) -> None:
     """Print each site's last reading with its age, its rows and how far it has been read."""
     lake = Lake.open(settings)
     summaries = {summary.site: summary for summary in site_summaries(settings)}
-    names = [site.name for site in (*load_sites(settings), *sites_of_files(settings, lake))]
-    if not names and not summaries:
+    of_files = {site.name for site in sites_of_files(settings, lake)}
+    names = [site.name for site in load_sites(settings)]
+    if not names and not of_files and not summaries:
         console.print("Nothing has been read yet. Run `make run`.")
         return
     table = _table("site", "last reading", "age", "mg/dL", "rows", "read up to", "history", "quarantined", "time zone")
-    for name in sorted({*names, *summaries}):
+    for name in sorted({*names, *of_files, *summaries}):
         summary, state = summaries.get(name), load_state(lake, name)
         table.add_row(
             name,
@@ -76,12 +77,18 @@ def print_status(console: Console, settings: Settings) -> None:
             _age(summary.last_reading) if summary else "",
             _number(summary.last_glucose_mg_dl, 0) if summary else "",
             f"{summary.readings:,}" if summary else "0",
-            _time(datetime.fromtimestamp(state.newest_ms / 1000, UTC)) if state.newest_ms is not None else "never",
-            "complete" if state.history_complete else "partial",
+            _read_up_to(state, is_of_files=name in of_files),
+            "" if name in of_files else "complete" if state.history_complete else "partial",
             f"{summary.quarantined:,}" if summary else "0",
             f"{summary.timezone} ({summary.timezone_source})" if summary else "",
         )
     console.print(table)
+
+
+def _read_up_to(state: IngestionState, *, is_of_files: bool) -> str:
+    if is_of_files:
+        return "files"
+    return "never" if state.newest_ms is None else _time(datetime.fromtimestamp(state.newest_ms / 1000, UTC))
 
 
 def print_sites_check(console: Console, settings: Settings) -> bool:

@@ -75,11 +75,8 @@ def sites_of_files(settings: Settings, lake: Lake) -> list[Site]:
     configured = load_sites_of_files(settings)
     taken = {site.name for site in (*load_sites(settings), *configured)}
     found = {folder.name for folder in _folders(settings) if _files(folder)}
-    imported = {
-        folder.rpartition("site=")[2]
-        for folder in lake.list_folders(f"raw/{COLLECTION}")
-        if lake.exists(imports_file(folder.rpartition("site=")[2]))
-    }
+    in_lake = {folder.rpartition("site=")[2] for folder in lake.list_folders(f"raw/{COLLECTION}")}
+    imported = {name for name in in_lake - taken if lake.exists(imports_file(name))}
     names = sorted(name for name in (found | imported) - taken if is_site_name(name))
     unnamed = [site_of_files(name, None, settings, f"drop folder {name}") for name in names]
     return [_with_timezone(site, settings, lake) for site in (*configured, *unnamed)]
