@@ -46,7 +46,7 @@ def test_every_setting_is_documented() -> None:
 
 
 def test_the_example_of_sites_is_valid_toml() -> None:
-    assert len(tomllib.loads((REPOSITORY_ROOT / "sites.example.toml").read_text())["sites"]) == 2
+    assert len(tomllib.loads((REPOSITORY_ROOT / "sites.example.toml").read_text())["sites"]) == 3
 
 
 def test_links_in_the_docs_lead_somewhere() -> None:

@@ -3,6 +3,7 @@
 import dagster as dg
 
 from nightscout_lakehouse.defs.alerts.failure import pipeline_failure_alert
+from nightscout_lakehouse.defs.ingestion.file_drop_assets import raw_file_drop
 from nightscout_lakehouse.defs.ingestion.nightscout_assets import (
     processed_nightscout_entries,
     raw_nightscout_entries,
@@ -21,6 +22,7 @@ defs = dg.Definitions(
     assets=[
         raw_nightscout_entries,
         reread_nightscout_entries,
+        raw_file_drop,
         processed_nightscout_entries,
         nightscout_models,
         published_curated_tables,

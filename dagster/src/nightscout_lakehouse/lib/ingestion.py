@@ -27,6 +27,7 @@ import pyarrow as pa
 
 from nightscout_lakehouse.lib.errors import LakehouseError
 from nightscout_lakehouse.lib.lake import (
+    IMPORTED_ID_PREFIX,
     KINDS,
     RAW_SCHEMA,
     Lake,
@@ -449,6 +450,8 @@ class SiteReader:
                 from read_parquet({sql_list(self._lake.duckdb_path(f) for f in files)},
                                   hive_partitioning = true, hive_types = {{'month': 'varchar', 'site': 'varchar'}})
                 where document_hash is not null
+                    -- What came from files is not the server's to show: its absence there is no deletion.
+                    and not starts_with(nightscout_id, '{IMPORTED_ID_PREFIX}')
                 """
             ).fetchall()
         return {row[0]: _Known(hash=row[1], month=row[2], date_ms=row[3], time_ms=row[4]) for row in rows}

@@ -4,6 +4,7 @@ Layout below the root:
 
     raw/nightscout_entries/site=<site>/batch=<number>.parquet         documents as they came, immutable
     raw/nightscout_entries/site=<site>/state.json                     how far the site has been read
+    raw/nightscout_entries/site=<site>/imports.json                   which files have been imported
     processed/nightscout_entries/kind=<kind>/site=<site>/month=<YYYY-MM>/entries.parquet
     processed/nightscout_entries/state/<site>.json                    how far its batches have been processed
 """
@@ -24,6 +25,8 @@ from nightscout_lakehouse.lib.errors import LakeError
 from nightscout_lakehouse.lib.settings import Settings
 
 COLLECTION = "nightscout_entries"
+# Begins the id of a document that came from another source than the site's server.
+IMPORTED_ID_PREFIX = "import:"
 KINDS = ("sgv", "mbg", "cal", "quarantined")
 
 RAW_SCHEMA = pa.schema(
@@ -235,6 +238,11 @@ def batch_number(path: str) -> int | None:
 def ingestion_state_file(site: str) -> str:
     """Where it is kept how far a site has been read."""
     return f"{raw_folder(site)}/state.json"
+
+
+def imports_file(site: str) -> str:
+    """Where it is kept which files of a site have been imported."""
+    return f"{raw_folder(site)}/imports.json"
 
 
 def processing_state_file(site: str) -> str:

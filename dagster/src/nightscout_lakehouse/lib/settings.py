@@ -62,6 +62,12 @@ class Settings(BaseSettings):
     api_v3: Literal["auto", "off"] = Field("auto", validation_alias="NIGHTSCOUT_API_V3")
     accept_mass_deletions: bool = Field(False, validation_alias="NIGHTSCOUT_ACCEPT_MASS_DELETIONS")
 
+    drop_dir_setting: Path | None = Field(None, validation_alias="LAKEHOUSE_DROP_DIR")
+    drop_timezone: str = Field("", validation_alias="LAKEHOUSE_DROP_TIMEZONE")
+    drop_date_order: Literal["day_first", "month_first"] | None = Field(
+        None, validation_alias="LAKEHOUSE_DROP_DATE_ORDER"
+    )
+
     dagster_port: int = Field(3000, ge=1, le=65535, validation_alias="DAGSTER_PORT")
     lock_timeout_seconds: float = Field(900.0, ge=0, validation_alias="LAKEHOUSE_LOCK_TIMEOUT_SECONDS")
 
@@ -88,6 +94,11 @@ class Settings(BaseSettings):
             )
         root = Path(self.lake_url_setting).expanduser() if self.lake_url_setting else self.home / "lake"
         return str(root.absolute())
+
+    @property
+    def drop_dir(self) -> Path:
+        """Where people drop exported files, in one folder per site."""
+        return self.drop_dir_setting.expanduser().absolute() if self.drop_dir_setting else self.home / "drop"
 
     @property
     def warehouse_path(self) -> Path:

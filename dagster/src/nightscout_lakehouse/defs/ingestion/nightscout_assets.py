@@ -6,6 +6,7 @@ from datetime import UTC, datetime, timedelta
 
 import dagster as dg
 
+from nightscout_lakehouse.defs.ingestion.file_drop_assets import raw_file_drop
 from nightscout_lakehouse.defs.resources import LakehouseResource
 from nightscout_lakehouse.lib.ingestion import SiteIngestion, ingest_sites
 from nightscout_lakehouse.lib.processing import PROCESSED_COLUMNS, SiteProcessing, process_sites
@@ -37,7 +38,13 @@ def raw_nightscout_entries(
 ) -> Iterator[dg.MaterializeResult[None] | dg.AssetCheckResult]:
     """Read what is new, changed or gone on every site; each document lands unchanged in an immutable batch file."""
     reports = ingest_sites(lakehouse.sites, lakehouse.settings, lakehouse.lake)
-    yield from _ingestion_results(context, "raw_nightscout_entries", reports, "every_site_was_read")
+    yield from _ingestion_results(
+        context,
+        "raw_nightscout_entries",
+        reports,
+        "every_site_was_read",
+        has_other_sites=bool(lakehouse.sites_of_files),
+    )
 
 
 @dg.asset(
@@ -58,14 +65,16 @@ def reread_nightscout_entries(
         since=window.start,
         until=min(window.end, datetime.now(UTC)),
     )
-    yield from _ingestion_results(context, "reread_nightscout_entries", reports, None)
+    yield from _ingestion_results(
+        context, "reread_nightscout_entries", reports, None, has_other_sites=bool(lakehouse.sites_of_files)
+    )
 
 
 @dg.asset(
     group_name=GROUP,
     kinds={"duckdb", "parquet"},
     owners=OWNERS,
-    deps=[raw_nightscout_entries, reread_nightscout_entries],
+    deps=[raw_nightscout_entries, reread_nightscout_entries, raw_file_drop],
     freshness_policy=FRESHNESS,
     check_specs=[
         dg.AssetCheckSpec(
@@ -80,7 +89,7 @@ def processed_nightscout_entries(
     lakehouse: LakehouseResource,
 ) -> Iterator[dg.MaterializeResult[None] | dg.AssetCheckResult]:
     """Type, de-duplicate and partition the new batches as Parquet; refused documents go to quarantine with a reason."""
-    reports = process_sites(lakehouse.sites, lakehouse.settings, lakehouse.lake)
+    reports = process_sites(lakehouse.all_sites, lakehouse.settings, lakehouse.lake)
     overview = entries_overview(lakehouse.settings)
     yield dg.MaterializeResult(
         metadata={
@@ -119,10 +128,15 @@ def processed_nightscout_entries(
 
 
 def _ingestion_results(
-    context: dg.AssetExecutionContext, asset: str, reports: Sequence[SiteIngestion], check: str | None
+    context: dg.AssetExecutionContext,
+    asset: str,
+    reports: Sequence[SiteIngestion],
+    check: str | None,
+    *,
+    has_other_sites: bool,
 ) -> Iterator[dg.MaterializeResult[None] | dg.AssetCheckResult]:
     failed = [report for report in reports if report.error]
-    if failed and len(failed) == len(reports):
+    if failed and len(failed) == len(reports) and not has_other_sites:
         raise dg.Failure(
             description="No site could be read. " + " ".join(str(report.error) for report in failed),
             metadata={"sites": dg.MetadataValue.md(_ingestion_table(reports))},
