@@ -46,6 +46,8 @@ logger = logging.getLogger(__name__)
 # A bound that no date reaches: the year 2200. Wrong clocks write dates decades ahead; they must be seen too.
 FAR_FUTURE_MS = 7_258_118_400_000
 FUTURE_TOLERANCE = timedelta(minutes=15)
+# Processing refuses what is before the year 2000 as the work of a wrong clock.
+_EARLIEST_PLAUSIBLE_MS = 946_684_800_000
 DAY_MS = 86_400_000
 HOUR_MS = 3_600_000
 # The server compares the text of dateString, so a time zone in it can shift a document by this much.
@@ -109,6 +111,8 @@ class SiteIngestion:
         unchanged: Of them, those that the lake already holds as they are.
         deletions: Documents that the lake held and the server no longer shows.
         retained: Documents that are gone from the server in such numbers that the lake keeps them.
+        oldest_ms: Least plausible date fetched, in epoch milliseconds.
+        newest_ms: Greatest plausible date fetched.
         batches: Numbers of the batch files written.
         bytes_written: Size of these files.
         requests: HTTP requests sent, retries included.
@@ -124,6 +128,8 @@ class SiteIngestion:
     unchanged: int = 0
     deletions: int = 0
     retained: int = 0
+    oldest_ms: float | None = None
+    newest_ms: float | None = None
     batches: tuple[int, ...] = ()
     bytes_written: int = 0
     requests: int = 0
@@ -416,6 +422,13 @@ class SiteReader:
         self._state = replace(
             self._state, newest_ms=max([*dates, *held], default=None), fetched=self._state.fetched + len(documents)
         )
+        plausible = [date for date in dates if date >= _EARLIEST_PLAUSIBLE_MS]
+        seen = [date for date in (self._report.oldest_ms, self._report.newest_ms) if date is not None]
+        self._report = replace(
+            self._report,
+            oldest_ms=min([*plausible, *seen], default=None),
+            newest_ms=max([*plausible, *seen], default=None),
+        )
 
     def _whole(self, read: Callable[[int, int, int], list[Document]], from_ms: int, to_ms: int) -> list[Document]:
         """All documents of a window: one that fills its count may be cut, so it is halved and read again."""
@@ -510,6 +523,25 @@ def write_batch(lake: Lake, site: str, number: int, documents: Sequence[Document
     """Write documents as one batch file of a site, for sources other than a server's windows."""
     batch = _Changes(upserts=list(documents))
     lake.write_parquet(batch_file(site, number), _batch_table(number, batch, fetched_at, site))
+
+
+def newest_documents(
+    lake: Lake, settings: Settings, batches: Sequence[tuple[str, int]], limit: int
+) -> list[tuple[str, int, str, datetime, str | None]]:
+    """The last documents of some batch files: site, batch, operation, time of fetching and text."""
+    files = [lake.duckdb_path(batch_file(site, number)) for site, number in batches]
+    if not files:
+        return []
+    with connect(settings) as connection:
+        return connection.execute(
+            f"""
+            select site, batch, operation, fetched_at, document
+            from read_parquet({sql_list(files)}, hive_partitioning = true, hive_types = {{'site': 'varchar'}})
+            order by fetched_at desc, site, batch desc, document_number desc
+            limit ?
+            """,
+            [limit],
+        ).fetchall()
 
 
 def _batch_table(number: int, batch: _Changes, fetched_at: datetime, site: str) -> pa.Table:

@@ -1,0 +1,127 @@
+"""A table at a glance, in DuckDB or Postgres: rows, columns, from when to when, size, and its newest rows."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, date, datetime
+from typing import Any
+
+import duckdb
+
+from nightscout_lakehouse.lib.postgres_connection import PostgresConnection
+
+PREVIEW_ROWS = 5
+_LONGEST_CELL = 120
+Rows = list[tuple[Any, ...]]
+
+
+@dataclass(frozen=True)
+class TableProfile:
+    """What a table holds.
+
+    Attributes:
+        row_count: Its rows.
+        columns: Names and types, in order.
+        time_column: Which column `first` and `last` are of; empty if the table has none.
+        first: Least time or date.
+        last: Greatest time or date.
+        bytes: Size on disk with indexes; None for a view.
+        preview: The newest rows as a Markdown table.
+    """
+
+    row_count: int
+    columns: tuple[tuple[str, str], ...]
+    time_column: str
+    first: datetime | date | None
+    last: datetime | date | None
+    bytes: int | None
+    preview: str
+
+
+def profile_warehouse(warehouse: duckdb.DuckDBPyConnection, table: str) -> TableProfile:
+    """The profile of a table or view of the warehouse, named with its schema."""
+    columns = tuple((row[0], row[1].lower()) for row in warehouse.execute(f"describe {table}").fetchall())
+    profile = _profile(lambda query: warehouse.execute(query).fetchall(), table, columns)
+    return replace(profile, bytes=_warehouse_bytes(warehouse, table))
+
+
+def profile_postgres(connection: PostgresConnection, table: str, *, like: TableProfile | None = None) -> TableProfile:
+    """The profile of a table of Postgres, named with its schema.
+
+    Args:
+        connection: Who asks.
+        table: The table.
+        like: Profile of the table that this one is a copy of: then no row of the copy is read.
+    """
+    with connection.transaction() as opened, opened.cursor() as cursor:
+
+        def rows(query: str) -> Rows:
+            cursor.execute(query)
+            return cursor.fetchall()
+
+        columns = rows(
+            "select attname, format_type(atttypid, atttypmod) from pg_attribute"
+            f" where attrelid = '{table}'::regclass and attnum > 0 and not attisdropped order by attnum"
+        )
+        ((size_bytes,),) = rows(f"select pg_total_relation_size('{table}'::regclass)")
+        types = tuple((row[0], row[1]) for row in columns)
+        return replace(like or _profile(rows, table, types), columns=types, bytes=int(size_bytes))
+
+
+def markdown_table(names: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+    """Rows as a Markdown table; long texts are cut."""
+    lines = ["| " + " | ".join(names) + " |", "|" + "---|" * len(names)]
+    lines += ["| " + " | ".join(_cell(value) for value in row) + " |" for row in rows]
+    return "\n".join(lines)
+
+
+def _profile(rows: Callable[[str], Rows], table: str, columns: tuple[tuple[str, str], ...]) -> TableProfile:
+    time_column = _time_column(columns)
+    bounds = f"min({time_column}), max({time_column})" if time_column else "null, null"
+    ((row_count, first, last),) = rows(f"select count(*), {bounds} from {table}")
+    order = f" order by {time_column} desc nulls last" if time_column else ""
+    newest = rows(f"select * from {table}{order} limit {PREVIEW_ROWS}")
+    return TableProfile(
+        row_count=row_count,
+        columns=columns,
+        time_column=time_column,
+        first=first,
+        last=last,
+        bytes=None,
+        preview=markdown_table([name for name, _ in columns], newest),
+    )
+
+
+def _time_column(columns: Sequence[tuple[str, str]]) -> str:
+    """The column that says when a row is: its first moment with a zone, else its first date."""
+    moments = [name for name, kind in columns if kind == "timestamp with time zone"]
+    dates = [name for name, kind in columns if kind == "date"]
+    return next(iter(moments + dates), "")
+
+
+def _warehouse_bytes(warehouse: duckdb.DuckDBPyConnection, table: str) -> int | None:
+    schema, name = table.split(".")
+    found = warehouse.execute(
+        "select 1 from duckdb_tables() where schema_name = ? and table_name = ?", [schema, name]
+    ).fetchone()
+    if found is None:
+        return None
+    return int(
+        warehouse.execute(
+            """
+            select count(distinct block_id) * (select max(block_size) from pragma_database_size())
+            from pragma_storage_info(?)
+            where block_id >= 0
+            """,
+            [table],
+        ).fetchall()[0][0]
+    )
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, datetime) and value.tzinfo is not None:
+        return value.astimezone(UTC).strftime("%Y-%m-%d %H:%M:%SZ")
+    text = f"{value:.6g}" if isinstance(value, float) else " ".join(str(value).split())
+    text = text if len(text) <= _LONGEST_CELL else text[: _LONGEST_CELL - 1] + "…"
+    return text.replace("|", "\\|")
