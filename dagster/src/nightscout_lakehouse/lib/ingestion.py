@@ -276,11 +276,7 @@ class SiteReader:
         self._read_history()
         if since is not None:
             end_ms = int(until.timestamp() * 1000) if until else recent_ms
-            for from_ms, to_ms in _split(int(since.timestamp() * 1000), end_ms, self._window_ms):
-                stretch = _Changes()
-                self._read_window(stretch, from_ms, to_ms)
-                self._land(stretch)
-                self._log_progress(from_ms)
+            self._read_stretch(int(since.timestamp() * 1000), end_ms)
         self._state = replace(self._state, read_at=self._now().isoformat())
         self._save_state()
         return self.report
@@ -347,6 +343,23 @@ class SiteReader:
             self._state = replace(self._state, history_below_ms=from_ms, history_complete=False)
             self._land(window)
             self._log_progress(from_ms)
+
+    def _read_stretch(self, from_ms: int, to_ms: int) -> None:
+        """Read a stretch again, newest first; what neither the server nor the lake has anything of is skipped."""
+        below_ms = to_ms
+        while below_ms > from_ms:
+            newest_ms = self._newest_before(below_ms) or from_ms
+            start_ms = max(from_ms, newest_ms - self._window_ms)
+            stretch = _Changes()
+            if newest_ms > from_ms:
+                self._read_window(stretch, start_ms, newest_ms, text_dates_to_ms=below_ms)
+            else:
+                # Only documents whose date is a text can be left.
+                start_ms = from_ms
+                self._read_window(stretch, from_ms, below_ms)
+            self._land(stretch)
+            self._log_progress(start_ms)
+            below_ms = start_ms
 
     def _log_progress(self, from_ms: int) -> None:
         logger.info(
@@ -458,11 +471,21 @@ class SiteReader:
         with connect(self._settings) as connection:
             rows = connection.execute(
                 f"""
-                select nightscout_id, document_hash, month, date_ms, epoch_ms(reading_timestamp)
+                select
+                    nightscout_id,
+                    -- What was in the future is not any more: the clock of this machine was wrong. It lands again.
+                    case when is_past then '' else document_hash end,
+                    month,
+                    date_ms,
+                    epoch_ms(reading_timestamp)
                 from read_parquet({sql_list(self._lake.duckdb_path(f) for f in files)},
-                                  hive_partitioning = true, hive_types = {{'month': 'varchar', 'site': 'varchar'}})
+                                  hive_partitioning = true, hive_types = {{'month': 'varchar', 'site': 'varchar'}}),
+                lateral (
+                    select quarantine_reason = 'timestamp_in_future' and reading_timestamp <= ?::timestamptz as is_past
+                )
                 where document_hash is not null
-                """
+                """,
+                [self._now() + FUTURE_TOLERANCE],
             ).fetchall()
         return {row[0]: _Known(hash=row[1], month=row[2], date_ms=row[3], time_ms=row[4]) for row in rows}
 
@@ -490,7 +513,9 @@ class SiteReader:
     def _refresh_timezone(self) -> None:
         """Take the time zone from the server's profile, once a day, where the configuration names none."""
         read_at = self._state.timezone_read_at
-        fresh = read_at is not None and self._now() - datetime.fromisoformat(read_at) < _TIMEZONE_REFRESH
+        age = None if read_at is None else self._now() - datetime.fromisoformat(read_at)
+        # A negative age is that of a clock which was ahead.
+        fresh = age is not None and timedelta(0) <= age < _TIMEZONE_REFRESH
         if self._site.timezone is not None or fresh:
             return
         self._state = replace(self._state, timezone_read_at=self._now().isoformat())
@@ -570,11 +595,6 @@ def _in_window(known: _Known, from_ms: int, to_ms: int, text_to_ms: int) -> bool
     if known.time_ms is not None:
         return from_ms + _TEXT_DATE_MARGIN_MS <= known.time_ms < text_to_ms - _TEXT_DATE_MARGIN_MS
     return False
-
-
-def _split(from_ms: int, to_ms: int, width_ms: int) -> list[tuple[int, int]]:
-    starts = range(from_ms, to_ms, width_ms)
-    return [(start, min(start + width_ms, to_ms)) for start in starts][::-1]
 
 
 def _month(epoch_ms: float) -> str:

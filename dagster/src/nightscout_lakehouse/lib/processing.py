@@ -588,7 +588,9 @@ with outcomes as (
         incoming.operation,
         case
             when incoming.operation = 'delete' then 'deletion'
-            when held.document_hash is not distinct from incoming.document_hash then 'duplicate'
+            -- The same text can be judged anew: a reading is no longer in the future.
+            when held.document_hash is not distinct from incoming.document_hash and held.kind = incoming.kind
+                then 'duplicate'
             when row_number() over (
                 partition by incoming.nightscout_id, incoming.operation
                 order by incoming.batch desc, incoming.document_number desc
