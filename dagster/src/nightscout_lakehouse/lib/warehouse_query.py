@@ -42,14 +42,14 @@ def _check_only_reads(connection: duckdb.DuckDBPyConnection, query: str) -> None
     """Refuse what a read-only database lets pass: files written by COPY and EXPORT, other databases attached."""
     statements = connection.extract_statements(query)
     # DuckDB makes a temporary type of its own before a PIVOT; it has no text.
-    written = [s for s in statements if not (s.type is duckdb.StatementType.CREATE and not s.query)]
+    written = [s for s in statements if not (s.type == duckdb.StatementType.CREATE and not s.query)]
     if len(written) != 1:
         raise LakeError(f"{len(written)} statements were given.", "Give one query.")
     (statement,) = written
-    if statement.type is duckdb.StatementType.EXPLAIN:
+    if statement.type == duckdb.StatementType.EXPLAIN:
         # EXPLAIN ANALYZE runs what it explains.
         _check_only_reads(connection, _EXPLAIN.sub("", statement.query, count=1))
-    elif statement.type is not duckdb.StatementType.SELECT:
+    elif statement.type != duckdb.StatementType.SELECT:
         raise LakeError(
             f"This only reads; the statement is of the kind {statement.type.name}.",
             "Give a SELECT (or FROM, DESCRIBE, SUMMARIZE, EXPLAIN).",
