@@ -325,7 +325,7 @@ def _print_rows(names: Sequence[str], rows: Sequence[Sequence[Any]], output: For
             table.add_column(escape(name), overflow="fold")
         for row in rows:
             table.add_row(*(escape("" if value is None else str(value)) for value in row))
-        console.print(table, width=None if sys.stdout.isatty() else _UNFOLDED_WIDTH)
+        (console if sys.stdout.isatty() else Console(highlight=False, width=_UNFOLDED_WIDTH)).print(table)
 
 
 if __name__ == "__main__":

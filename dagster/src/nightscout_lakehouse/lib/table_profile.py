@@ -25,7 +25,7 @@ class TableProfile:
         first: Least time or date.
         last: Greatest time or date.
         bytes: Size on disk with indexes; None for a view.
-        preview: The newest rows as a Markdown table.
+        preview: Some rows as a Markdown table: the newest, and of a view any.
     """
 
     row_count: int
@@ -40,8 +40,12 @@ class TableProfile:
 def profile_warehouse(warehouse: duckdb.DuckDBPyConnection, table: str) -> TableProfile:
     """The profile of a table or view of the warehouse, named with its schema."""
     columns = tuple((row[0], row[1].lower()) for row in warehouse.execute(f"describe {table}").fetchall())
-    profile = _profile(lambda query: warehouse.execute(query).fetchall(), table, columns)
-    return replace(profile, bytes=_warehouse_bytes(warehouse, table))
+    size_bytes = _warehouse_bytes(warehouse, table)
+    # To sort a view is to read all that is below it.
+    profile = _profile(
+        lambda query: warehouse.execute(query).fetchall(), table, columns, newest_first=size_bytes is not None
+    )
+    return replace(profile, bytes=size_bytes)
 
 
 def profile_postgres(connection: PostgresConnection, table: str, *, like: TableProfile | None = None) -> TableProfile:
@@ -74,11 +78,13 @@ def markdown_table(names: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
     return "\n".join(lines)
 
 
-def _profile(rows: Callable[[str], Rows], table: str, columns: tuple[tuple[str, str], ...]) -> TableProfile:
+def _profile(
+    rows: Callable[[str], Rows], table: str, columns: tuple[tuple[str, str], ...], *, newest_first: bool = True
+) -> TableProfile:
     time_column = _time_column(columns)
     bounds = f"min({time_column}), max({time_column})" if time_column else "null, null"
     ((row_count, first, last),) = rows(f"select count(*), {bounds} from {table}")
-    order = f" order by {time_column} desc nulls last" if time_column else ""
+    order = f" order by {time_column} desc nulls last" if time_column and newest_first else ""
     newest = rows(f"select * from {table}{order} limit {PREVIEW_ROWS}")
     return TableProfile(
         row_count=row_count,
