@@ -64,7 +64,10 @@ def document(number: int, minutes_ago: float, **changes: Any) -> dict[str, Any]:
 @contextmanager
 def held_by_another_process(home: Path) -> Iterator[None]:
     """A run elsewhere that writes the lake; a lock of this process would let this process in."""
-    code = "import sys; from filelock import FileLock; lock = FileLock(sys.argv[1]); lock.acquire(); print('held', flush=True); input()"
+    code = (
+        "import sys; from filelock import FileLock; lock = FileLock(sys.argv[1]);"
+        " lock.acquire(); print('held', flush=True); input()"
+    )
     holder = subprocess.Popen(
         [sys.executable, "-c", code, str(home / "lake.lock")], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )
