@@ -21,7 +21,7 @@ class TableProfile:
     Attributes:
         row_count: Its rows.
         columns: Names and types, in order.
-        time_column: Which column `first` and `last` are of; empty if the table has none.
+        time_column: What `first` and `last` are of; empty if the table has no times.
         first: Least time or date.
         last: Greatest time or date.
         bytes: Size on disk with indexes; None for a view.
@@ -81,10 +81,10 @@ def markdown_table(names: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
 def _profile(
     rows: Callable[[str], Rows], table: str, columns: tuple[tuple[str, str], ...], *, newest_first: bool = True
 ) -> TableProfile:
-    time_column = _time_column(columns)
-    bounds = f"min({time_column}), max({time_column})" if time_column else "null, null"
+    time_column, first_column, last_column = _time_columns(columns)
+    bounds = f"min({first_column}), max({last_column})" if time_column else "null, null"
     ((row_count, first, last),) = rows(f"select count(*), {bounds} from {table}")
-    order = f" order by {time_column} desc nulls last" if time_column and newest_first else ""
+    order = f" order by {last_column} desc nulls last" if time_column and newest_first else ""
     newest = rows(f"select * from {table}{order} limit {PREVIEW_ROWS}")
     return TableProfile(
         row_count=row_count,
@@ -97,11 +97,18 @@ def _profile(
     )
 
 
-def _time_column(columns: Sequence[tuple[str, str]]) -> str:
-    """The column that says when a row is: its first moment with a zone, else its first date."""
+def _time_columns(columns: Sequence[tuple[str, str]]) -> tuple[str, str, str]:
+    """What says when a row is: its name, the column it begins with and the one it ends with; empty for none."""
+    names = [name for name, _ in columns]
+    if single := next((name for name in ("reading_timestamp", "reading_date") if name in names), None):
+        return single, single, single
+    for name in names:
+        span = name.removeprefix("first_")
+        if span != name and f"last_{span}" in names:
+            return span, name, f"last_{span}"
     moments = [name for name, kind in columns if kind == "timestamp with time zone"]
-    dates = [name for name, kind in columns if kind == "date"]
-    return next(iter(moments + dates), "")
+    found = next(iter(moments + [name for name, kind in columns if kind == "date"]), "")
+    return found, found, found
 
 
 def _warehouse_bytes(warehouse: duckdb.DuckDBPyConnection, table: str) -> int | None:
