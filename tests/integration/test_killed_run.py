@@ -19,7 +19,7 @@ from nightscout_lakehouse.demo import DemoServer, DemoStore, Person
 
 pytestmark = [pytest.mark.e2e, pytest.mark.postgres]
 
-DAYS = 60
+DAYS = 40
 TABLES = {
     "lake.nightscout_entries": "* exclude (batch, document_number, fetched_at)",
     "intermediate.int_glucose_enriched": "*",
@@ -63,6 +63,8 @@ def contents(home: Path) -> dict[str, list[tuple[Any, ...]]]:
         }
 
 
+# Five runs of the command, each with its start-up.
+@pytest.mark.timeout(900)
 def test_a_lake_whose_runs_were_killed_equals_one_whose_run_was_not(folder: Path) -> None:
     person, now = Person(seed=11), datetime.now(UTC)
     entries = list(person.entries(now - timedelta(days=DAYS), now))

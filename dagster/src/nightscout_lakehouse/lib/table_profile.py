@@ -66,9 +66,9 @@ def profile_postgres(connection: PostgresConnection, table: str, *, like: TableP
             "select attname, format_type(atttypid, atttypmod) from pg_attribute"
             f" where attrelid = '{table}'::regclass and attnum > 0 and not attisdropped order by attnum"
         )
-        ((size_bytes,),) = rows(f"select pg_total_relation_size('{table}'::regclass)")
+        ((size_bytes,),) = rows(f"select nullif(pg_total_relation_size('{table}'::regclass), 0)")
         types = tuple((row[0], row[1]) for row in columns)
-        return replace(like or _profile(rows, table, types), columns=types, bytes=int(size_bytes))
+        return replace(like or _profile(rows, table, types), columns=types, bytes=size_bytes)
 
 
 def markdown_table(names: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
