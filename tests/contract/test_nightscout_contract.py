@@ -5,6 +5,7 @@ import re
 import time
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
+from email.utils import parsedate_to_datetime
 from typing import Any
 
 import httpx
@@ -110,6 +111,20 @@ def test_an_etag_answers_304_until_something_changes(servers: dict[str, DemoServ
     tag = httpx.get(url).headers["etag"]
     assert tag.startswith('W/"')
     assert httpx.get(url, headers={"If-None-Match": tag}).status_code == 304
+
+
+def test_last_modified_is_the_time_of_the_newest_reading_whatever_was_written_since() -> None:
+    newest = datetime.now(UTC).replace(microsecond=0) - timedelta(hours=3)
+    store = DemoStore([reading(1, newest)])
+    with DemoServer(store) as server:
+        url = f"{server.url}/api/v1/entries/sgv.json?find[date][$gte]=0"
+        first = httpx.get(url)
+        assert parsedate_to_datetime(first.headers["last-modified"]) == newest
+        store.put(reading(2, newest - timedelta(days=1)))
+        since = {"If-Modified-Since": first.headers["last-modified"]}
+        assert len(httpx.get(url).json()) == 2
+        # The backfill is hidden from whoever asks for what is newer.
+        assert httpx.get(url, headers=since).status_code == 304
 
 
 def test_text_is_what_comes_without_json(servers: dict[str, DemoServer]) -> None:

@@ -4,14 +4,15 @@ import gzip
 import hashlib
 import json
 import logging
-import threading
 import time
-from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
 from urllib.parse import parse_qs, urlsplit
 
 import pytest
 from pydantic import SecretStr
+from scripted_server import Answer, ScriptedServer, cut_off, drip, hang, hang_in_the_body, send
 
 from nightscout_lakehouse.lib.errors import LakehouseError
 from nightscout_lakehouse.lib.nightscout_client import (
@@ -25,82 +26,6 @@ from nightscout_lakehouse.lib.sites import Site
 
 TOKEN = "reader-0123456789abcdef"
 ENTRY = {"_id": "a" * 24, "type": "sgv", "sgv": 120, "date": 1_700_000_000_000}
-
-Answer = Callable[[BaseHTTPRequestHandler], None]
-
-
-class ScriptedServer:
-    """Answers each request with the next answer of a list; the last one repeats."""
-
-    def __init__(self) -> None:
-        self.answers: list[Answer] = []
-        self.requests: list[tuple[str, dict[str, str]]] = []
-        server = self
-
-        class Handler(BaseHTTPRequestHandler):
-            protocol_version = "HTTP/1.1"
-
-            def do_GET(self) -> None:
-                server.requests.append((self.path, {k.lower(): v for k, v in self.headers.items()}))
-                answer = server.answers.pop(0) if len(server.answers) > 1 else server.answers[0]
-                answer(self)
-
-            def log_message(self, *args: object) -> None:
-                return
-
-        self._http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self._http.daemon_threads = True
-        self.url = f"http://127.0.0.1:{self._http.server_port}"
-
-    def start(self) -> None:
-        threading.Thread(target=self._http.serve_forever, args=(0.05,), daemon=True).start()
-
-    def stop(self) -> None:
-        self._http.shutdown()
-        self._http.server_close()
-
-
-def send(status: int, body: bytes | str, content_type: str = "application/json", **headers: str) -> Answer:
-    content = body.encode() if isinstance(body, str) else body
-
-    def answer(request: BaseHTTPRequestHandler) -> None:
-        request.send_response(status)
-        request.send_header("Content-Type", content_type)
-        request.send_header("Content-Length", str(len(content)))
-        for name, value in headers.items():
-            request.send_header(name.replace("_", "-"), value)
-        request.end_headers()
-        request.wfile.write(content)
-
-    return answer
-
-
-def cut_off(request: BaseHTTPRequestHandler) -> None:
-    request.send_response(200)
-    request.send_header("Content-Type", "application/json")
-    request.send_header("Content-Length", "1000")
-    request.end_headers()
-    request.wfile.write(b'[{"_id": "a"')
-    request.wfile.flush()
-    request.close_connection = True
-
-
-def hang(request: BaseHTTPRequestHandler) -> None:
-    time.sleep(1.5)
-    request.close_connection = True
-
-
-def drip(request: BaseHTTPRequestHandler) -> None:
-    request.send_response(200)
-    request.send_header("Transfer-Encoding", "chunked")
-    request.end_headers()
-    try:
-        for _ in range(100):
-            request.wfile.write(b"1\r\n[\r\n")
-            request.wfile.flush()
-            time.sleep(0.1)
-    except OSError:
-        return
 
 
 @pytest.fixture
@@ -225,6 +150,25 @@ def test_retry_after_is_honoured(server: ScriptedServer) -> None:
     assert waits == [7.0]
 
 
+def test_retry_after_can_be_a_time(server: ScriptedServer) -> None:
+    waits: list[float] = []
+    later = format_datetime(datetime.now(UTC) + timedelta(seconds=20), usegmt=True)
+    server.answers = [send(503, "{}", Retry_After=later), send(200, "[]")]
+    with client(server.url, waits) as nightscout:
+        nightscout.entries(0, 1, 1)
+    (wait,) = waits
+    assert 15 < wait <= 20
+
+
+def test_one_connection_serves_all_requests(server: ScriptedServer) -> None:
+    server.answers = [send(200, json.dumps([ENTRY]))]
+    with client(server.url) as nightscout:
+        for start in range(5):
+            nightscout.entries(start, start + 1, 1)
+    assert len(server.requests) == 5
+    assert len(server.connections) == 1
+
+
 def test_a_server_that_asks_for_more_time_than_a_run_has_is_left_alone(server: ScriptedServer) -> None:
     waits: list[float] = []
     server.answers = [send(429, "{}", Retry_After="3600")]
@@ -233,7 +177,7 @@ def test_a_server_that_asks_for_more_time_than_a_run_has_is_left_alone(server: S
     assert waits == []
 
 
-@pytest.mark.parametrize("answer", [hang, drip], ids=["hangs", "drips"])
+@pytest.mark.parametrize("answer", [hang, drip, hang_in_the_body], ids=["hangs", "drips", "hangs in the body"])
 def test_a_server_that_hangs_does_not_hold_the_run(server: ScriptedServer, answer: Answer) -> None:
     server.answers = [answer]
     started = time.monotonic()

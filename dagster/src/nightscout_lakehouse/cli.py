@@ -20,6 +20,7 @@ from typing import Annotated, Any, Literal, ParamSpec, TypeVar
 import typer
 from rich.console import Console
 from rich.logging import RichHandler
+from rich.markup import escape
 from rich.table import Table
 
 from nightscout_lakehouse.lib.errors import LakehouseError
@@ -39,6 +40,8 @@ errors = Console(stderr=True, highlight=False)
 
 EXIT_FAILURE = 1
 MOST_ROWS = 1_000_000
+# Wider than any row: a file or a pipe has no edge to fold at.
+_UNFOLDED_WIDTH = 100_000
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -339,29 +342,21 @@ def _demo_if_no_site(settings: Settings) -> Iterator[Settings]:
             del os.environ["NIGHTSCOUT_URL"], os.environ["NIGHTSCOUT_SITE"]
 
 
-def _read_warehouse(settings: Settings, query: str) -> tuple[list[str], list[tuple[Any, ...]]]:
-    import duckdb
+def _read_warehouse(settings: Settings, query: str) -> tuple[Sequence[str], list[tuple[Any, ...]]]:
+    from nightscout_lakehouse.lib.warehouse_query import query_warehouse
 
-    from nightscout_lakehouse.lib.warehouse import connect
-
-    if not settings.warehouse_path.is_file():
-        raise LakehouseError("There is no warehouse yet.", "Run `make run` first.")
-    with connect(settings, settings.warehouse_path, read_only=True) as connection:
-        try:
-            cursor = connection.execute(query)
-        except duckdb.Error as error:
-            raise LakehouseError(f"DuckDB refuses the query: {error}") from None
-        return [column[0] for column in cursor.description or []], cursor.fetchall()
+    result = query_warehouse(settings, query)
+    return result.columns, result.rows
 
 
-def _read_marts(settings: Settings, query: str) -> tuple[list[str], list[tuple[Any, ...]]]:
+def _read_marts(settings: Settings, query: str) -> tuple[Sequence[str], list[tuple[Any, ...]]]:
     from nightscout_lakehouse.lib.serving import read_query, reader_connection, serving_database
 
     with serving_database(settings) as owner:
         result = read_query(reader_connection(settings, owner) or owner, query, max_rows=MOST_ROWS)
     if result.is_cut:
         errors.print(f"Only the first {MOST_ROWS:,} rows are shown.")
-    return list(result.columns), result.rows
+    return result.columns, result.rows
 
 
 def _print_rows(names: Sequence[str], rows: Sequence[Sequence[Any]], output: Format) -> None:
@@ -375,10 +370,10 @@ def _print_rows(names: Sequence[str], rows: Sequence[Sequence[Any]], output: For
     else:
         table = Table(box=None, pad_edge=False)
         for name in names:
-            table.add_column(name, overflow="fold")
+            table.add_column(escape(name), overflow="fold")
         for row in rows:
-            table.add_row(*("" if value is None else str(value) for value in row))
-        console.print(table)
+            table.add_row(*(escape("" if value is None else str(value)) for value in row))
+        (console if sys.stdout.isatty() else Console(highlight=False, width=_UNFOLDED_WIDTH)).print(table)
 
 
 if __name__ == "__main__":

@@ -39,6 +39,7 @@ from nightscout_lakehouse.demo.query import (
     parse_find,
 )
 from nightscout_lakehouse.demo.store import DemoStore, new_identifier
+from nightscout_lakehouse.lib.errors import ConfigurationError
 
 VERSION = "15.0.7"
 _CACHE_WINDOW = timedelta(days=2)
@@ -147,7 +148,19 @@ class DemoServer:
 
 
 def serve_forever(*, port: int, store: DemoStore | None = None, options: DemoOptions | None = None) -> None:
-    """Serve on 127.0.0.1 until the process is interrupted."""
+    """Serve on 127.0.0.1 until the process is interrupted.
+
+    Raises:
+        ConfigurationError: The port is taken.
+    """
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError:
+            raise ConfigurationError(
+                f"Port {port} on 127.0.0.1 is in use by another program.", "Give another one with --port."
+            ) from None
     uvicorn.run(create_app(store, options), host="127.0.0.1", port=port, log_level="warning", lifespan="off")
 
 

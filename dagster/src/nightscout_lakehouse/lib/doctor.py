@@ -58,6 +58,8 @@ def _finding(name: str, check: Callable[[Settings], str], settings: Settings) ->
         return Finding(name, True, check(settings))
     except LakehouseError as error:
         return Finding(name, False, str(error.args[0]), error.hint)
+    except OSError as error:
+        return Finding(name, False, f"{error.filename}: {error.strerror}.", "See what is said of the folder.")
 
 
 def _python() -> Finding:

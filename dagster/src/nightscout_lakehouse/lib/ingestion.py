@@ -47,6 +47,8 @@ logger = logging.getLogger(__name__)
 # A bound that no date reaches: the year 2200. Wrong clocks write dates decades ahead; they must be seen too.
 FAR_FUTURE_MS = 7_258_118_400_000
 FUTURE_TOLERANCE = timedelta(minutes=15)
+# Processing refuses what is before the year 2000 as the work of a wrong clock.
+_EARLIEST_PLAUSIBLE_MS = 946_684_800_000
 DAY_MS = 86_400_000
 HOUR_MS = 3_600_000
 # The server compares the text of dateString, so a time zone in it can shift a document by this much.
@@ -110,6 +112,8 @@ class SiteIngestion:
         unchanged: Of them, those that the lake already holds as they are.
         deletions: Documents that the lake held and the server no longer shows.
         retained: Documents that are gone from the server in such numbers that the lake keeps them.
+        oldest_ms: Least plausible date fetched, in epoch milliseconds.
+        newest_ms: Greatest plausible date fetched.
         batches: Numbers of the batch files written.
         bytes_written: Size of these files.
         requests: HTTP requests sent, retries included.
@@ -125,6 +129,8 @@ class SiteIngestion:
     unchanged: int = 0
     deletions: int = 0
     retained: int = 0
+    oldest_ms: float | None = None
+    newest_ms: float | None = None
     batches: tuple[int, ...] = ()
     bytes_written: int = 0
     requests: int = 0
@@ -271,11 +277,7 @@ class SiteReader:
         self._read_history()
         if since is not None:
             end_ms = int(until.timestamp() * 1000) if until else recent_ms
-            for from_ms, to_ms in _split(int(since.timestamp() * 1000), end_ms, self._window_ms):
-                stretch = _Changes()
-                self._read_window(stretch, from_ms, to_ms)
-                self._land(stretch)
-                self._log_progress(from_ms)
+            self._read_stretch(int(since.timestamp() * 1000), end_ms)
         self._state = replace(self._state, read_at=self._now().isoformat())
         self._save_state()
         return self.report
@@ -342,6 +344,23 @@ class SiteReader:
             self._state = replace(self._state, history_below_ms=from_ms, history_complete=False)
             self._land(window)
             self._log_progress(from_ms)
+
+    def _read_stretch(self, from_ms: int, to_ms: int) -> None:
+        """Read a stretch again, newest first; what neither the server nor the lake has anything of is skipped."""
+        below_ms = to_ms
+        while below_ms > from_ms:
+            newest_ms = self._newest_before(below_ms) or from_ms
+            start_ms = max(from_ms, newest_ms - self._window_ms)
+            stretch = _Changes()
+            if newest_ms > from_ms:
+                self._read_window(stretch, start_ms, newest_ms, text_dates_to_ms=below_ms)
+            else:
+                # Only documents whose date is a text can be left.
+                start_ms = from_ms
+                self._read_window(stretch, from_ms, below_ms)
+            self._land(stretch)
+            self._log_progress(start_ms)
+            below_ms = start_ms
 
     def _log_progress(self, from_ms: int) -> None:
         logger.info(
@@ -417,6 +436,13 @@ class SiteReader:
         self._state = replace(
             self._state, newest_ms=max([*dates, *held], default=None), fetched=self._state.fetched + len(documents)
         )
+        plausible = [date for date in dates if date >= _EARLIEST_PLAUSIBLE_MS]
+        seen = [date for date in (self._report.oldest_ms, self._report.newest_ms) if date is not None]
+        self._report = replace(
+            self._report,
+            oldest_ms=min([*plausible, *seen], default=None),
+            newest_ms=max([*plausible, *seen], default=None),
+        )
 
     def _whole(self, read: Callable[[int, int, int], list[Document]], from_ms: int, to_ms: int) -> list[Document]:
         """All documents of a window: one that fills its count may be cut, so it is halved and read again."""
@@ -446,13 +472,23 @@ class SiteReader:
         with connect(self._settings) as connection:
             rows = connection.execute(
                 f"""
-                select nightscout_id, document_hash, month, date_ms, epoch_ms(reading_timestamp)
+                select
+                    nightscout_id,
+                    -- What was in the future is not any more: the clock of this machine was wrong. It lands again.
+                    case when is_past then '' else document_hash end,
+                    month,
+                    date_ms,
+                    epoch_ms(reading_timestamp)
                 from read_parquet({sql_list(self._lake.duckdb_path(f) for f in files)},
-                                  hive_partitioning = true, hive_types = {{'month': 'varchar', 'site': 'varchar'}})
+                                  hive_partitioning = true, hive_types = {{'month': 'varchar', 'site': 'varchar'}}),
+                lateral (
+                    select quarantine_reason = 'timestamp_in_future' and reading_timestamp <= ?::timestamptz as is_past
+                )
                 where document_hash is not null
                     -- What came from files is not the server's to show: its absence there is no deletion.
                     and not starts_with(nightscout_id, '{IMPORTED_ID_PREFIX}')
-                """
+                """,
+                [self._now() + FUTURE_TOLERANCE],
             ).fetchall()
         return {row[0]: _Known(hash=row[1], month=row[2], date_ms=row[3], time_ms=row[4]) for row in rows}
 
@@ -480,7 +516,9 @@ class SiteReader:
     def _refresh_timezone(self) -> None:
         """Take the time zone from the server's profile, once a day, where the configuration names none."""
         read_at = self._state.timezone_read_at
-        fresh = read_at is not None and self._now() - datetime.fromisoformat(read_at) < _TIMEZONE_REFRESH
+        age = None if read_at is None else self._now() - datetime.fromisoformat(read_at)
+        # A negative age is that of a clock which was ahead.
+        fresh = age is not None and timedelta(0) <= age < _TIMEZONE_REFRESH
         if self._site.timezone is not None or fresh:
             return
         self._state = replace(self._state, timezone_read_at=self._now().isoformat())
@@ -515,6 +553,25 @@ def write_batch(lake: Lake, site: str, number: int, documents: Sequence[Document
     lake.write_parquet(batch_file(site, number), _batch_table(number, batch, fetched_at, site))
 
 
+def newest_documents(
+    lake: Lake, settings: Settings, batches: Sequence[tuple[str, int]], limit: int
+) -> list[tuple[str, int, str, datetime, str | None]]:
+    """The last documents of some batch files: site, batch, operation, time of fetching and text."""
+    files = [lake.duckdb_path(batch_file(site, number)) for site, number in batches]
+    if not files:
+        return []
+    with connect(settings) as connection:
+        return connection.execute(
+            f"""
+            select site, batch, operation, fetched_at, document
+            from read_parquet({sql_list(files)}, hive_partitioning = true, hive_types = {{'site': 'varchar'}})
+            order by fetched_at desc, site, batch desc, document_number desc
+            limit ?
+            """,
+            [limit],
+        ).fetchall()
+
+
 def _batch_table(number: int, batch: _Changes, fetched_at: datetime, site: str) -> pa.Table:
     upserts, deletions = batch.upserts, list(batch.deletions.items())
     # The server sends newest first; in the file the oldest stands first, so that versions stand in order.
@@ -541,11 +598,6 @@ def _in_window(known: _Known, from_ms: int, to_ms: int, text_to_ms: int) -> bool
     if known.time_ms is not None:
         return from_ms + _TEXT_DATE_MARGIN_MS <= known.time_ms < text_to_ms - _TEXT_DATE_MARGIN_MS
     return False
-
-
-def _split(from_ms: int, to_ms: int, width_ms: int) -> list[tuple[int, int]]:
-    starts = range(from_ms, to_ms, width_ms)
-    return [(start, min(start + width_ms, to_ms)) for start in starts][::-1]
 
 
 def _month(epoch_ms: float) -> str:

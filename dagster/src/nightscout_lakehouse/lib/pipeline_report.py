@@ -12,6 +12,7 @@ from nightscout_lakehouse.lib.errors import LakehouseError
 from nightscout_lakehouse.lib.ingestion import IngestionState, fetch_policy, load_state
 from nightscout_lakehouse.lib.lake import Lake
 from nightscout_lakehouse.lib.nightscout_client import NightscoutClient
+from nightscout_lakehouse.lib.serving import serving_address
 from nightscout_lakehouse.lib.settings import Settings
 from nightscout_lakehouse.lib.sites import Site, load_sites
 from nightscout_lakehouse.lib.sources.file_drop import FileImport, sites_of_files
@@ -51,12 +52,18 @@ def print_run(console: Console, settings: Settings, runs: Mapping[str, SiteRun],
     console.print(f"Done in {seconds:.1f} s. All of it is in {settings.home}", soft_wrap=True)
     console.print(f"  history (Parquet)    {settings.lake_url}/processed", soft_wrap=True)
     console.print(f"  warehouse (DuckDB)   {settings.warehouse_path}", soft_wrap=True)
+    console.print(f"  marts (Postgres)     {serving_address(settings)}, schema marts{_while(settings)}", soft_wrap=True)
     console.print("Look next:")
     console.print("  make dev             the pipeline in the Dagster UI, running every 30 minutes")
     console.print("  make status          each site's last reading, rows and cursor")
     console.print(
-        '  .venv/bin/lakehouse sql --marts "select * from mart_glucose_overview order by reading_date desc limit 7"'
+        '  .venv/bin/lakehouse sql --marts "select * from mart_glucose_overview order by reading_date desc limit 7"',
+        soft_wrap=True,
     )
+
+
+def _while(settings: Settings) -> str:
+    return "" if settings.database_url.get_secret_value() else "; it runs while `make dev` or a command does"
 
 
 def print_status(console: Console, settings: Settings) -> None:

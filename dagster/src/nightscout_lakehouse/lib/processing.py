@@ -97,6 +97,7 @@ class SiteProcessing:
     timezone_source: str
     batches: tuple[BatchAccounting, ...]
     partitions_written: int
+    bytes_written: int
     days_changed: int
     seconds: float
 
@@ -171,7 +172,7 @@ def _process_site(site: Site, settings: Settings, lake: Lake, warehouse: duckdb.
         )
     _register_site(warehouse, site, timezone, source)
     batches: list[BatchAccounting] = []
-    partitions = days = 0
+    partitions = size_bytes = days = 0
     for step in _steps(lake, site.name):
         with connect(settings) as engine:
             engine.execute("set temp_directory = ?", [str(settings.home / "tmp")])
@@ -180,7 +181,9 @@ def _process_site(site: Site, settings: Settings, lake: Lake, warehouse: duckdb.
             accounting = work.accounting()
             changed_days = work.changed_days()
             _record(warehouse, site.name, accounting, changed_days)
-            partitions += work.write_partitions()
+            written = work.write_partitions()
+        partitions += len(written)
+        size_bytes += sum(lake.size_bytes(file) for file in written)
         lake.write_json(
             processing_state_file(site.name),
             {"processed_batch": step[-1], "processed_at": datetime.now(UTC).isoformat()},
@@ -199,6 +202,7 @@ def _process_site(site: Site, settings: Settings, lake: Lake, warehouse: duckdb.
         timezone_source=source,
         batches=tuple(batches),
         partitions_written=partitions,
+        bytes_written=size_bytes,
         days_changed=days,
         seconds=time.monotonic() - started,
     )
@@ -308,15 +312,17 @@ class _SiteStep:
         rows = self._engine.execute(_CHANGED_DAYS_SQL, {"timezone": self._timezone}).fetchall()
         return [row[0] for row in rows]
 
-    def write_partitions(self) -> int:
-        """Write each touched partition again, whole and atomically; returns their number."""
+    def write_partitions(self) -> list[str]:
+        """Write each touched partition again, whole and atomically; returns their files, also of those now empty."""
         touched = self._engine.execute(
             "select distinct kind, month from (select kind, month from held union all select kind, month from result)"
             " order by all"
         ).fetchall()
         columns = ", ".join(PROCESSED_COLUMNS)
+        targets = []
         for kind, month in touched:
             target = partition_file(kind, self._site, month)
+            targets.append(target)
             where = f"where kind = {sql_text(kind)} and month = {sql_text(month)}"
             remaining = self._engine.execute(f"select count(*) from result {where}").fetchall()[0][0]
             if remaining:
@@ -324,7 +330,7 @@ class _SiteStep:
                 self._lake.write_query(self._engine, target, query)
             else:
                 self._lake.delete(target)
-        return len(touched)
+        return targets
 
     def _load_held(self) -> None:
         """The rows held by the touched partitions, and by those that hold a document which has moved."""
@@ -582,7 +588,9 @@ with outcomes as (
         incoming.operation,
         case
             when incoming.operation = 'delete' then 'deletion'
-            when held.document_hash is not distinct from incoming.document_hash then 'duplicate'
+            -- The same text can be judged anew: a reading is no longer in the future.
+            when held.document_hash is not distinct from incoming.document_hash and held.kind = incoming.kind
+                then 'duplicate'
             when row_number() over (
                 partition by incoming.nightscout_id, incoming.operation
                 order by incoming.batch desc, incoming.document_number desc

@@ -6,6 +6,7 @@ from datetime import datetime
 import duckdb
 
 from nightscout_lakehouse.lib.settings import Settings
+from nightscout_lakehouse.lib.table_profile import markdown_table
 from nightscout_lakehouse.lib.warehouse import connect
 
 SUMMARY_DAYS = 14
@@ -77,7 +78,7 @@ def entries_overview(settings: Settings) -> EntriesOverview:
             " where kind = 'sgv' and not is_deleted and not is_duplicate"
             " order by reading_timestamp desc, site limit 5"
         )
-        preview = markdown_table(newest)
+        preview = markdown_table([column[0] for column in newest.description or []], newest.fetchall())
     return EntriesOverview(live, dict(kinds), dict(reasons), first, last, preview)
 
 
@@ -92,14 +93,6 @@ def site_summaries(settings: Settings) -> list[SiteSummary]:
             # The first run was stopped before its models were built.
             return []
     return [SiteSummary(*row) for row in rows]
-
-
-def markdown_table(relation: duckdb.DuckDBPyConnection) -> str:
-    """The rows of an executed query as a Markdown table."""
-    names = [column[0] for column in relation.description or []]
-    lines = ["| " + " | ".join(names) + " |", "|" + "---|" * len(names)]
-    lines += ["| " + " | ".join("" if v is None else str(v) for v in row) + " |" for row in relation.fetchall()]
-    return "\n".join(lines)
 
 
 _SITE_SUMMARY_SQL = """

@@ -151,10 +151,5 @@ def open_warehouse(settings: Settings) -> Iterator[duckdb.DuckDBPyConnection]:
         yield connection
 
 
-def count_rows(warehouse: duckdb.DuckDBPyConnection, table: str) -> int:
-    """Rows of a table (schema and name); DuckDB keeps the number, so this reads no data."""
-    return int(warehouse.table(table).count("*").fetchall()[0][0])
-
-
 def _quoted(value: str) -> str:
     return "'" + value.replace("'", "''") + "'"

@@ -8,9 +8,11 @@ import dagster as dg
 
 from nightscout_lakehouse.defs.ingestion.file_drop_assets import raw_file_drop
 from nightscout_lakehouse.defs.resources import LakehouseResource
-from nightscout_lakehouse.lib.ingestion import SiteIngestion, ingest_sites
+from nightscout_lakehouse.lib.ingestion import SiteIngestion, ingest_sites, newest_documents
+from nightscout_lakehouse.lib.lake import RAW_SCHEMA
 from nightscout_lakehouse.lib.processing import PROCESSED_COLUMNS, SiteProcessing, process_sites
 from nightscout_lakehouse.lib.summary import entries_overview
+from nightscout_lakehouse.lib.table_profile import PREVIEW_ROWS, markdown_table
 
 GROUP = "nightscout"
 OWNERS = ["team:data-platform"]
@@ -38,13 +40,7 @@ def raw_nightscout_entries(
 ) -> Iterator[dg.MaterializeResult[None] | dg.AssetCheckResult]:
     """Read what is new, changed or gone on every site; each document lands unchanged in an immutable batch file."""
     reports = ingest_sites(lakehouse.sites, lakehouse.settings, lakehouse.lake)
-    yield from _ingestion_results(
-        context,
-        "raw_nightscout_entries",
-        reports,
-        "every_site_was_read",
-        has_other_sites=bool(lakehouse.sites_of_files),
-    )
+    yield from _ingestion_results(context, lakehouse, "raw_nightscout_entries", reports, "every_site_was_read")
 
 
 @dg.asset(
@@ -65,9 +61,7 @@ def reread_nightscout_entries(
         since=window.start,
         until=min(window.end, datetime.now(UTC)),
     )
-    yield from _ingestion_results(
-        context, "reread_nightscout_entries", reports, None, has_other_sites=bool(lakehouse.sites_of_files)
-    )
+    yield from _ingestion_results(context, lakehouse, "reread_nightscout_entries", reports, None)
 
 
 @dg.asset(
@@ -101,6 +95,7 @@ def processed_nightscout_entries(
             "stored": sum(report.stored for report in reports),
             "duplicates": sum(report.duplicates for report in reports),
             "quarantined": sum(report.quarantined for report in reports),
+            "bytes": sum(report.bytes_written for report in reports),
             "days_touched": sum(report.days_changed for report in reports),
             "partitions_written": sum(report.partitions_written for report in reports),
             "rows_by_kind": overview.rows_by_kind,
@@ -129,14 +124,13 @@ def processed_nightscout_entries(
 
 def _ingestion_results(
     context: dg.AssetExecutionContext,
+    lakehouse: LakehouseResource,
     asset: str,
     reports: Sequence[SiteIngestion],
     check: str | None,
-    *,
-    has_other_sites: bool,
 ) -> Iterator[dg.MaterializeResult[None] | dg.AssetCheckResult]:
     failed = [report for report in reports if report.error]
-    if failed and len(failed) == len(reports) and not has_other_sites:
+    if failed and len(failed) == len(reports) and not lakehouse.sites_of_files:
         raise dg.Failure(
             description="No site could be read. " + " ".join(str(report.error) for report in failed),
             metadata={"sites": dg.MetadataValue.md(_ingestion_table(reports))},
@@ -156,6 +150,13 @@ def _ingestion_results(
             "batch_files": sum(len(report.batches) for report in reports),
             "bytes": sum(report.bytes_written for report in reports),
             "requests": sum(report.requests for report in reports),
+            "seconds": round(max((report.seconds for report in reports), default=0.0), 3),
+            "first_document": _time_of_ms(min((r.oldest_ms for r in reports if r.oldest_ms is not None), default=None)),
+            "last_document": _time_of_ms(max((r.newest_ms for r in reports if r.newest_ms is not None), default=None)),
+            "dagster/column_schema": dg.TableSchema(
+                columns=[dg.TableColumn(field.name, str(field.type)) for field in RAW_SCHEMA]
+            ),
+            "preview": dg.MetadataValue.md(_raw_preview(lakehouse, reports)),
             "sites_failed": [report.site for report in failed],
             "sites": dg.MetadataValue.md(_ingestion_table(reports)),
             "reports": dg.MetadataValue.json([asdict(report) for report in reports]),
@@ -168,6 +169,12 @@ def _ingestion_results(
             severity=dg.AssetCheckSeverity.ERROR,
             metadata={report.site: str(report.error) for report in failed},
         )
+
+
+def _raw_preview(lakehouse: LakehouseResource, reports: Sequence[SiteIngestion]) -> str:
+    newest = [(report.site, report.batches[-1]) for report in reports if report.batches]
+    documents = newest_documents(lakehouse.lake, lakehouse.settings, newest, PREVIEW_ROWS)
+    return markdown_table(("site", "batch", "operation", "fetched_at", "document"), documents)
 
 
 def _ingestion_table(reports: Sequence[SiteIngestion]) -> str:
@@ -194,6 +201,10 @@ def _processing_table(reports: Sequence[SiteProcessing]) -> str:
         for r in reports
     ]
     return "\n".join(lines)
+
+
+def _time_of_ms(epoch_ms: float | None) -> dg.MetadataValue:
+    return _time(None if epoch_ms is None else datetime.fromtimestamp(epoch_ms / 1000, UTC))
 
 
 def _time(moment: datetime | None) -> dg.MetadataValue:
