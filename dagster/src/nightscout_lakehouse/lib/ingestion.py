@@ -27,7 +27,6 @@ import pyarrow as pa
 
 from nightscout_lakehouse.lib.errors import LakehouseError
 from nightscout_lakehouse.lib.lake import (
-    KINDS,
     RAW_SCHEMA,
     Lake,
     batch_file,
@@ -37,6 +36,7 @@ from nightscout_lakehouse.lib.lake import (
     sql_list,
 )
 from nightscout_lakehouse.lib.nightscout_client import Document, FetchPolicy, NightscoutClient, NightscoutError
+from nightscout_lakehouse.lib.nightscout_collections import ENTRIES
 from nightscout_lakehouse.lib.settings import Settings
 from nightscout_lakehouse.lib.sites import Site, canonical_timezone
 from nightscout_lakehouse.lib.warehouse import connect
@@ -308,7 +308,12 @@ class SiteReader:
         """An upper bound of the newest document before a time, on the server or in the lake; None for neither."""
         on_server = self._client.newest_date_before(below_ms)
         bounds = [] if on_server is None else [int(on_server) + 1]
-        months = {m for kind in KINDS for m in partition_files(self._lake, kind, self._site.name) if m != "undated"}
+        months = {
+            m
+            for kind in ENTRIES.all_kinds
+            for m in partition_files(self._lake, kind, self._site.name)
+            if m != "undated"
+        }
         in_lake = max((month for month in months if month <= _month(below_ms - 1)), default=None)
         if in_lake is not None:
             bounds.append(min(below_ms, _end_of_month_ms(in_lake)))
@@ -436,7 +441,7 @@ class SiteReader:
         first, last = _month(from_ms), _month(to_ms)
         files = [
             file
-            for kind in KINDS
+            for kind in ENTRIES.all_kinds
             for month, file in partition_files(self._lake, kind, self._site.name).items()
             if month == "undated" or first <= month <= last
         ]

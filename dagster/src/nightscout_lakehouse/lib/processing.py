@@ -17,8 +17,6 @@ import duckdb
 from nightscout_lakehouse.lib.errors import LakeError
 from nightscout_lakehouse.lib.ingestion import site_timezone
 from nightscout_lakehouse.lib.lake import (
-    COLLECTION,
-    KINDS,
     Lake,
     batch_file,
     batch_number,
@@ -30,6 +28,7 @@ from nightscout_lakehouse.lib.lake import (
     sql_text,
 )
 from nightscout_lakehouse.lib.nightscout_client import UNIDENTIFIED
+from nightscout_lakehouse.lib.nightscout_collections import COLLECTIONS, ENTRIES, Collection
 from nightscout_lakehouse.lib.settings import Settings
 from nightscout_lakehouse.lib.sites import Site
 from nightscout_lakehouse.lib.warehouse import connect, open_warehouse
@@ -43,34 +42,6 @@ LOWEST_READING_MG_DL = 20
 HIGHEST_READING_MG_DL = 600
 EARLIEST_READING = "2000-01-01"
 FUTURE_TOLERANCE_MINUTES = 15
-
-# The columns of the processed files; kind, site and month are in the path.
-PROCESSED_COLUMNS = {
-    "entry_id": "varchar",
-    "nightscout_id": "varchar",
-    "reading_timestamp": "timestamptz",
-    "glucose_mg_dl": "double",
-    "direction": "varchar",
-    "device": "varchar",
-    "trend": "integer",
-    "noise": "integer",
-    "filtered": "double",
-    "unfiltered": "double",
-    "rssi": "integer",
-    "utc_offset_minutes": "integer",
-    "slope": "double",
-    "intercept": "double",
-    "scale": "double",
-    "is_deleted": "boolean",
-    "is_duplicate": "boolean",
-    "quarantine_reason": "varchar",
-    "document": "varchar",
-    "document_hash": "varchar",
-    "batch": "bigint",
-    "document_number": "bigint",
-    "fetched_at": "timestamptz",
-    "date_ms": "double",
-}
 
 _HIVE_TYPES = "{'kind': 'varchar', 'site': 'varchar', 'month': 'varchar'}"
 
@@ -134,18 +105,21 @@ def process_sites(sites: Sequence[Site], settings: Settings, lake: Lake) -> list
 
 
 def refresh_views(warehouse: duckdb.DuckDBPyConnection, lake: Lake) -> None:
-    """(Re)create the view `lake.nightscout_entries` over the processed files, empty where there are none."""
+    """(Re)create the views `lake.nightscout_…` over the processed files, typed and empty where there are none."""
     warehouse.execute("create schema if not exists lake")
-    has_files = any(lake.list_folders(f"processed/{COLLECTION}/kind={kind}") for kind in KINDS)
-    if has_files:
-        pattern = lake.duckdb_path(partition_file("*", "*", "*"))
-        source = f"read_parquet({sql_text(pattern)}, hive_partitioning = true, hive_types = {_HIVE_TYPES})"
-    else:
-        typed = {**PROCESSED_COLUMNS, "kind": "varchar", "site": "varchar", "month": "varchar"}
-        columns = ", ".join(f"null::{kind} as {name}" for name, kind in typed.items())
-        source = f"(select {columns} where false)"
-    names = ", ".join(["kind", "site", "month", *PROCESSED_COLUMNS])
-    warehouse.execute(f"create or replace view lake.nightscout_entries as select {names} from {source}")
+    for collection in COLLECTIONS:
+        warehouse.execute(f"create or replace view lake.{collection.name} as {_view_sql(lake, collection)}")
+
+
+def _view_sql(lake: Lake, collection: Collection) -> str:
+    kinds = collection.all_kinds
+    has_files = any(lake.list_folders(f"processed/{collection.name}/kind={kind}") for kind in kinds)
+    if not has_files:
+        columns = ", ".join(f"null::{kind} as {name}" for name, kind in collection.view_columns.items())
+        return f"select {columns} where false"
+    pattern = lake.duckdb_path(partition_file("*", "*", "*", collection))
+    source = f"read_parquet({sql_text(pattern)}, hive_partitioning = true, hive_types = {_HIVE_TYPES})"
+    return f"select {', '.join(collection.view_columns)} from {source}"
 
 
 def pending_batches(lake: Lake, site: str) -> list[int]:
@@ -314,7 +288,7 @@ class _SiteStep:
             "select distinct kind, month from (select kind, month from held union all select kind, month from result)"
             " order by all"
         ).fetchall()
-        columns = ", ".join(PROCESSED_COLUMNS)
+        columns = ", ".join(ENTRIES.columns)
         for kind, month in touched:
             target = partition_file(kind, self._site, month)
             where = f"where kind = {sql_text(kind)} and month = {sql_text(month)}"
@@ -334,7 +308,7 @@ class _SiteStep:
         ).fetchall()
         months = {row[0] for row in rows}
         by_month: dict[str, list[str]] = {}
-        for kind in KINDS:
+        for kind in ENTRIES.all_kinds:
             for month, file in partition_files(self._lake, kind, self._site).items():
                 by_month.setdefault(month, []).append(file)
         touched = [file for month in sorted(months) for file in by_month.get(month, [])]
@@ -345,12 +319,12 @@ class _SiteStep:
             self._create_held(touched + [file for month in sorted(moved) for file in by_month[month]])
 
     def _create_held(self, files: Sequence[str]) -> None:
-        columns = ", ".join(["kind", "month", *PROCESSED_COLUMNS])
+        columns = ", ".join(["kind", "month", *ENTRIES.columns])
         if files:
             paths = sql_list(self._lake.duckdb_path(file) for file in files)
             query = f"select {columns} from read_parquet({paths}, hive_partitioning = true, hive_types = {_HIVE_TYPES})"
         else:
-            typed = {"kind": "varchar", "month": "varchar", **PROCESSED_COLUMNS}
+            typed = {"kind": "varchar", "month": "varchar", **ENTRIES.columns}
             query = f"select {', '.join(f'null::{kind} as {name}' for name, kind in typed.items())} where false"
         self._engine.execute(f"create or replace temp table held as {query}")
 
@@ -529,9 +503,9 @@ def _text(column: str) -> str:
 _RESULT_SQL = f"""
 create or replace temp table result as
 with versions as (
-    select 'upsert' as operation, {", ".join(["kind", "month", *PROCESSED_COLUMNS])} from held
+    select 'upsert' as operation, {", ".join(["kind", "month", *ENTRIES.columns])} from held
     union all
-    select operation, {", ".join(["kind", "month", *PROCESSED_COLUMNS])} from incoming
+    select operation, {", ".join(["kind", "month", *ENTRIES.columns])} from incoming
 ),
 
 contents as (

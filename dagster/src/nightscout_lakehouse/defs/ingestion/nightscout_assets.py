@@ -8,7 +8,8 @@ import dagster as dg
 
 from nightscout_lakehouse.defs.resources import LakehouseResource
 from nightscout_lakehouse.lib.ingestion import SiteIngestion, ingest_sites
-from nightscout_lakehouse.lib.processing import PROCESSED_COLUMNS, SiteProcessing, process_sites
+from nightscout_lakehouse.lib.nightscout_collections import ENTRIES
+from nightscout_lakehouse.lib.processing import SiteProcessing, process_sites
 from nightscout_lakehouse.lib.summary import entries_overview
 
 GROUP = "nightscout"
@@ -86,7 +87,7 @@ def processed_nightscout_entries(
         metadata={
             "dagster/row_count": overview.live_rows,
             "dagster/column_schema": dg.TableSchema(
-                columns=[dg.TableColumn(name, kind) for name, kind in PROCESSED_COLUMNS.items()]
+                columns=[dg.TableColumn(name, kind) for name, kind in ENTRIES.columns.items()]
             ),
             "documents": sum(report.documents for report in reports),
             "stored": sum(report.stored for report in reports),
