@@ -43,6 +43,8 @@ class Collection:
         columns: Columns of the processed files with their types; kind, site and month are in the path.
         widest_window_days: Bound on the width of a window, where documents are many and large.
         has_change_hints: Whether API v3 is asked which documents changed.
+        documents_per_step: Bound on memory: documents processed at once. A step touches few partitions, since a batch
+            is one window of time.
     """
 
     name: str
@@ -58,6 +60,7 @@ class Collection:
     text_time_field: str | None = None
     widest_window_days: int = 366
     has_change_hints: bool = False
+    documents_per_step: int = 500_000
 
     @property
     def all_kinds(self) -> tuple[str, ...]:
@@ -159,6 +162,7 @@ DEVICE_STATUS = Collection(
     id_column="device_status_id",
     time_column="device_status_timestamp",
     widest_window_days=7,
+    documents_per_step=50_000,
     columns={
         "device_status_id": "varchar",
         "nightscout_id": "varchar",
