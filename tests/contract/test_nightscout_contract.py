@@ -11,7 +11,7 @@ import httpx
 import pytest
 from nightscout_facts import FACTS, Fact
 
-from nightscout_lakehouse.demo import DemoOptions, DemoServer, DemoStore, Person
+from nightscout_lakehouse.demo import DemoOptions, DemoServer, DemoStore, Person, Therapy
 
 SECRET = "a secret of twelve"
 READER, NOBODY, ADMIN = "reader-0123456789abcdef", "nobody-0123456789abcdef", "admin-0123456789abcdef"
@@ -48,7 +48,7 @@ def a_store() -> DemoStore:
         {"_id": f"{n:024x}", "eventType": "Note", "created_at": (now - timedelta(hours=n + 1)).isoformat()}
         for n in range(5)
     ]
-    return DemoStore([*readings, *odd], treatments, [Person().profile()])
+    return DemoStore([*readings, *odd], treatments, [*Therapy(Person()).profiles()[:1]])
 
 
 @pytest.fixture(scope="module")

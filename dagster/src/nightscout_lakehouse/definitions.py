@@ -4,6 +4,7 @@ import dagster as dg
 
 from nightscout_lakehouse.defs.alerts.failure import pipeline_failure_alert
 from nightscout_lakehouse.defs.ingestion.nightscout_assets import (
+    COLLECTION_ASSETS,
     processed_nightscout_entries,
     raw_nightscout_entries,
     reread_nightscout_entries,
@@ -22,6 +23,7 @@ defs = dg.Definitions(
         raw_nightscout_entries,
         reread_nightscout_entries,
         processed_nightscout_entries,
+        *COLLECTION_ASSETS,
         nightscout_models,
         published_curated_tables,
         nightscout_marts,

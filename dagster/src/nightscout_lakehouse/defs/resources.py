@@ -28,6 +28,7 @@ class LakehouseResource(dg.ConfigurableResource):  # type: ignore[type-arg]
     _stack: ExitStack = PrivateAttr()
     _postgres: PostgresConnection | None = PrivateAttr(default=None)
     _sites: list[Site] | None = PrivateAttr(default=None)
+    _unreadable_sites: set[str] = PrivateAttr(default_factory=set)
 
     @contextmanager
     def yield_for_execution(self, context: dg.InitResourceContext) -> Iterator["LakehouseResource"]:
@@ -58,6 +59,11 @@ class LakehouseResource(dg.ConfigurableResource):  # type: ignore[type-arg]
                 server = self._stack.enter_context(DemoServer())
                 self._sites = [Site(name=DEMO_SITE, url=server.url)]
         return self._sites
+
+    @property
+    def unreadable_sites(self) -> set[str]:
+        """Names of the sites that could not be read in this run: a server that refuses is not asked again."""
+        return self._unreadable_sites
 
     @property
     def postgres(self) -> PostgresConnection:

@@ -22,7 +22,7 @@ import msgspec
 import tenacity
 
 from nightscout_lakehouse.lib.errors import LakehouseError
-from nightscout_lakehouse.lib.nightscout_collections import DEVICE_STATUS, ENTRIES, TREATMENTS, Collection
+from nightscout_lakehouse.lib.nightscout_collections import COLLECTIONS, DEVICE_STATUS, ENTRIES, TREATMENTS, Collection
 from nightscout_lakehouse.lib.sites import Site
 
 logger = logging.getLogger(__name__)
@@ -326,8 +326,8 @@ class NightscoutClient:
     def _check(self, response: httpx.Response, body: bytes, path: str) -> None:
         """Raise what a response other than complete JSON means."""
         name, url, status = self._site.name, self._site.url, response.status_code
-        if status == 403 and path != ENTRIES.api_path:
-            # A role can be given some collections and not others.
+        if status in (401, 403) and path in {collection.api_path for collection in COLLECTIONS[1:]}:
+            # A role may be given some collections and not others.
             url += path
         if status in (401, 403):
             raise AuthenticationError(
