@@ -99,8 +99,8 @@ def parse_find(
     if not bounded:
         start: Any = now_ms - DEFAULT_WINDOW_MS if time_field == "date" else now_text
         conditions[time_field] = [("$gte", start)]
-    if time_field != "date" and bounded:
-        conditions[time_field] = [(o, _utc_text(str(v))) for o, v in conditions.get(time_field, [])]
+    if time_field != "date" and bounded and time_field in conditions:
+        conditions[time_field] = [(o, _utc_text(str(v))) for o, v in conditions[time_field]]
     tests = tuple(_test(column, operator, value) for column, found in conditions.items() for operator, value in found)
     bounds = conditions.get(time_field, []) if time_field == "date" else []
     texts = conditions.get("dateString", [])

@@ -324,8 +324,7 @@ class _Site:
                 return [{**self._shown(d), "mills": d["date"]} for d in newest_first(recent, count, oldest=oldest)]
         return [self._shown(document) for document in newest_first(documents, count, oldest=oldest)]
 
-    def _shown(self, document: Document) -> Document:
-        field = "dateString" if "dateString" in document else "created_at"
+    def _shown(self, document: Document, field: str = "dateString") -> Document:
         if not self._options.denormalize_dates or not _is_date(str(document.get(field))):
             return document
         offset = timedelta(minutes=document.get("utcOffset", 0))
@@ -403,7 +402,7 @@ class _Site:
         count = parse_count(request.query_params.get("count"), default) or len(documents)
         is_ascending = request.query_params.get(f"sort[{time_field}]") == "1"
         ordered = documents if is_ascending else documents[::-1]
-        shown = [self._shown(document) for document in ordered[:count]]
+        shown = [self._shown(document, "created_at") for document in ordered[:count]]
         if name == "treatments":
             return _conditional(request, [_with_amounts(document) for document in shown])
         if name == "device_status":
@@ -709,7 +708,8 @@ def _time_of(document: Document) -> datetime | None:
     date, created_at = document.get("date"), document.get("created_at")
     if isinstance(date, int | float):
         return datetime.fromtimestamp(date / 1000, UTC)
-    return datetime.fromisoformat(created_at) if isinstance(created_at, str) and _is_date(created_at) else None
+    is_date = isinstance(created_at, str) and _is_date(created_at)
+    return datetime.fromisoformat(str(created_at)).astimezone(UTC) if is_date else None
 
 
 def _unauthorized() -> Response:

@@ -69,9 +69,10 @@ class Therapy:
                 *self._activity(day, plan),
                 *self._care(day),
             ]
-            self._days[day] = sorted(
-                (self._document(at, kind, extras) for at, kind, extras in events), key=lambda d: str(d["created_at"])
-            )
+            documents = [self._document(at, kind, extras) for at, kind, extras in events]
+            # A server holds one document of a type and time.
+            unique = {document["_id"]: document for document in documents}
+            self._days[day] = sorted(unique.values(), key=lambda d: str(d["created_at"]))
         return self._days[day]
 
     def _document(self, at: datetime, kind: str, extras: Document) -> Document:
