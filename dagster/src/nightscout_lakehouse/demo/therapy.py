@@ -165,7 +165,7 @@ class Therapy:
             # The next one mostly begins before this one has run out; now and then it is cancelled, or the scheduled
             # basal runs for a while.
             at += timedelta(minutes=chance.choice((15, 20, 25, 30, 60)))
-            if chance.random() < 0.08:
+            if chance.random() < 0.08 and at < end:
                 yield at, "Temp Basal", {"duration": 0, "automatic": True}
                 at += timedelta(minutes=40)
         if day.toordinal() % 4 == 0:
