@@ -350,9 +350,7 @@ def test_profiles_are_rows_with_the_schedules_of_the_default_one(settings: Setti
             "Night": {"basal": []},
         },
     }
-    documents = [{**profile, "defaultProfile": "Day", "store": {"Day": profile["store"]['My "day" 1.5']}}]  # type: ignore[index]
-    documents.append({"_id": "0" * 24, "startDate": "2026-03-10T12:00:00.000Z"})
-    report = process(settings, lake, documents, 1, PROFILES)
+    report = process(settings, lake, [profile, {**profile, "_id": "0" * 24, "store": None}], 1, PROFILES)
     assert (report.stored, report.quarantined) == (1, 1)
     ((name, zone, units, dia, schedule, starts, created),) = rows(
         settings,
@@ -361,13 +359,77 @@ def test_profiles_are_rows_with_the_schedules_of_the_default_one(settings: Setti
         "kind = 'profile'",
         "profiles",
     )
-    assert (name, zone, units, dia, starts) == ("Day", "Europe/Berlin", "mmol", 5.0, NOON)
+    assert (name, zone, units, dia, starts) == ('My "day" 1.5', "Europe/Berlin", "mmol", 5.0, NOON)
     assert created == datetime(2026, 3, 11, 12, tzinfo=UTC)
     assert json.loads(schedule) == basal
-    # A name with quotes in it is no path: the store has all of it.
-    process(settings, lake, [profile], 2, PROFILES)
     ((store,),) = rows(settings, "store", "kind = 'profile'", "profiles")
     assert json.loads(store) == profile["store"]
+
+
+NASTY = [
+    *(
+        None,
+        True,
+        0,
+        -1,
+        1e308,
+        -1e308,
+        2**63,
+        10**400,
+        0.1,
+        "",
+        " ",
+        "x",
+        "$",
+        "/",
+        "\\",
+        '"',
+        "a'b",
+        "NaN",
+        "-inf",
+        "1e999",
+    ),
+    *("\ud800", "\u0000", "9999-12-31T23:59:59Z", "0000-00-00", "2026-03-10T12:00:00+99:99", "1" * 40, [], [1, "x"]),
+    *({}, {"a": {"b": None}}, {"\\": 1, "$.": {}}, [[[]]], "2026-03-10T12:00:00.000Z", "290000-01-01", "mmol"),
+]
+FIELDS = {
+    TREATMENTS.name: (
+        *(
+            "created_at",
+            "date",
+            "mills",
+            "timestamp",
+            "utcOffset",
+            "eventType",
+            "insulin",
+            "carbs",
+            "duration",
+            "units",
+        ),
+        *("durationInMilliseconds", "absolute", "percent", "targetTop", "glucose", "isSMB", "notes", "isValid"),
+    ),
+    DEVICE_STATUS.name: ("created_at", "utcOffset", "device", "openaps", "loop", "pump", "uploader", "uploaderBattery"),
+    PROFILES.name: ("startDate", "created_at", "defaultProfile", "store", "units", "isValid"),
+}
+
+
+@pytest.mark.parametrize("collection", [TREATMENTS, DEVICE_STATUS, PROFILES], ids=lambda c: c.name)
+def test_nothing_that_a_document_holds_stops_the_others(settings: Settings, lake: Lake, collection: Collection) -> None:
+    chance = random.Random(3)
+    documents = []
+    for number in range(1500):
+        fields = {field: chance.choice(NASTY) for field in FIELDS[collection.name] if chance.random() < 0.5}
+        time = {"created_at": "2026-03-10T12:00:00.000Z"} if chance.random() < 0.7 else {}
+        deeper = {
+            key: {inner: chance.choice(NASTY) for inner in ("iob", "enacted", "suggested", "predicted", "status", "x")}
+            for key in ("openaps", "loop", "pump", "store")
+            if chance.random() < 0.3
+        }
+        documents.append({"_id": f"{number:024x}", **deeper, **fields, **time})
+    report = process(settings, lake, documents, 1, collection)
+    assert report.documents == 1500 == report.stored + report.duplicates + report.quarantined
+    view = collection.name.removeprefix("nightscout_")
+    assert rows(settings, "count(*)", "true", view) == [(1500,)]
 
 
 def test_a_warehouse_from_before_the_collections_keeps_its_accounting(settings: Settings, lake: Lake) -> None:

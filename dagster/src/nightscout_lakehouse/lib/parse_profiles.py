@@ -42,7 +42,8 @@ def profiles_sql(files: Sequence[str], site: str, timezone: str) -> str:
             *,
             'profile' as kind,
             null::integer as utc_offset_minutes,
-            json_extract(d.store, '$."' || replace(d."defaultProfile", '"', '') || '"') as profile
+            -- By key, not by path: a name may hold any character.
+            try(json_transform(d.store, '"MAP(VARCHAR, JSON)"'))[d."defaultProfile"] as profile
         from documents
     ),
 
