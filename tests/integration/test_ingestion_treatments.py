@@ -219,6 +219,18 @@ def test_what_the_server_makes_of_a_post_is_what_lands(settings: Settings, lake:
         assert tick.rows("insulin_units, is_deleted") == [(4.0, False), (None, True)]
 
 
+def test_api_v3_names_old_days_that_changed(settings: Settings, lake: Lake) -> None:
+    store = DemoStore(treatments=[treatment(number, number * DAY_MINUTES + 1) for number in range(100)])
+    with DemoServer(store, DemoOptions(tokens={TOKEN: "admin"})) as server:
+        tick = Tick(settings, lake, server.url, reread_days_per_tick=0)
+        tick.site = Site("anna", server.url, timezone="UTC", token=Settings(NIGHTSCOUT_TOKEN=TOKEN).nightscout_token)
+        tick()
+        modified = int(NOW.timestamp() * 1000)
+        store.treatments[70] = {**store.treatments[70], "isValid": False, "srvModified": modified}
+        tick()
+        assert tick.rows("nightscout_id", "is_deleted") == [(f"{70:024x}",)]
+
+
 def test_zoned_times_of_a_server_that_denormalizes_are_the_same_instants(settings: Settings, lake: Lake) -> None:
     store = DemoStore(
         treatments=[treatment(n, n * DAY_MINUTES + 1, utcOffset=offset) for n, offset in enumerate([-600, 0, 840, 120])]

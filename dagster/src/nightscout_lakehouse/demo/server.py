@@ -112,7 +112,7 @@ def create_app(store: DemoStore | None = None, options: DemoOptions | None = Non
         Route(f"{v3}/lastModified", site.v3_last_modified),
         Route(f"{v3}/entries", site.v3_search),
         Route(f"{v3}/entries", site.v3_create, methods=["POST"]),
-        Route(f"{v3}/entries/history/{{since}}", site.v3_history),
+        Route(f"{v3}/{{collection}}/history/{{since}}", site.v3_history),
         Route(f"{v3}/entries/{{identifier}}", site.v3_get),
         Route(f"{v3}/entries/{{identifier}}", site.v3_delete, methods=["DELETE"]),
     ]
@@ -473,8 +473,11 @@ class _Site:
     async def v3_last_modified(self, request: Request) -> Response:
         if refusal := self._v3_refusal(request):
             return refusal
-        newest = max((_modified(document) for document in self._store.all_entries()), default=0)
-        result = {"srvDate": int(self._store.now().timestamp() * 1000), "collections": {"entries": newest}}
+        newest = {
+            name: max((_modified(document) for document in documents), default=0)
+            for name, documents in (("entries", self._store.all_entries()), ("treatments", self._store.treatments))
+        }
+        result = {"srvDate": int(self._store.now().timestamp() * 1000), "collections": newest}
         return _json({"status": 200, "result": result})
 
     async def v3_search(self, request: Request) -> Response:
@@ -512,7 +515,11 @@ class _Site:
         since = request.path_params["since"]
         if not since.isdigit():
             return _v3_error(400, "Bad or missing Last-Modified header/parameter")
-        changed = [d for d in self._store.all_entries() if d.get("srvModified", 0) > int(since)]
+        collection = request.path_params["collection"]
+        if collection not in ("entries", "treatments"):
+            return _json({"status": 404}, 404)
+        documents = self._store.all_entries() if collection == "entries" else self._store.treatments
+        changed = [d for d in documents if d.get("srvModified", 0) > int(since)]
         changed.sort(key=lambda d: int(d["srvModified"]))
         return _json({"status": 200, "result": [_v3_shown(d) for d in changed[:_V3_LIMIT]]})
 
