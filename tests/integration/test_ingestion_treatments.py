@@ -277,6 +277,14 @@ def test_profiles_are_one_list_with_edits_and_deletions(settings: Settings, lake
         assert (report.landed, report.deletions) == (1, 1)
         assert tick.rows("count(*)", "default_profile_name = 'Sport' and not is_deleted") == [(1,)]
         assert len(tick.rows("profile_id", "not is_deleted")) == 25
+        # Pruned, from the oldest on: the lake keeps them. All of them gone at once, too.
+        store.profiles[:] = [p for p in store.profiles if p["startDate"] >= "2005"]
+        assert tick().deletions == 0
+        store.profiles.clear()
+        assert tick().deletions == 0
+        assert len(tick.rows("profile_id", "not is_deleted")) == 25
+        accepting = Tick(settings, lake, server.url, PROFILES, accept_mass_deletions=True)
+        assert accepting().deletions == 25
 
 
 def test_a_null_body_is_a_failure_and_deletes_nothing(settings: Settings, lake: Lake) -> None:

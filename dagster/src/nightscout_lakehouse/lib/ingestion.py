@@ -286,10 +286,22 @@ class SiteReader:
         return self.report
 
     def _read_list(self) -> None:
-        """Read the whole list, and land what differs from the lake."""
+        """Read the whole list, and land what differs from the lake.
+
+        Nightscout can drop its oldest profiles, and the insulin of their time is counted by them. So what is older than
+        all that the server still shows has been pruned and stays, however few it is.
+        """
         batch = _Changes()
         documents = self._whole(self._client.documents, 0, 1)
-        self._compare(batch, documents, self._known(0, FAR_FUTURE_MS), lambda _: True, "its first document")
+        known = self._known(0, FAR_FUTURE_MS)
+        shown_ms = [known[d.id].time_ms for d in documents if d.id in known]
+        oldest_ms = min((time_ms for time_ms in shown_ms if time_ms is not None), default=None)
+
+        def would_be_shown(held: _Known) -> bool:
+            is_within = oldest_ms is not None and held.time_ms is not None and held.time_ms >= oldest_ms
+            return is_within or self._options.accept_mass_deletions
+
+        self._compare(batch, documents, known, would_be_shown, "its first document")
         self._state = replace(self._state, history_complete=True)
         self._land(batch)
 
