@@ -178,6 +178,26 @@ def test_pruning_on_the_server_does_not_prune_the_lake(
     assert make_tick(accept_mass_deletions=True)().deletions == 50
 
 
+def test_a_cut_through_a_window_is_pruning_where_nothing_older_is_left(
+    make_tick: Callable[..., Tick], store: DemoStore
+) -> None:
+    store.treatments += [treatment(number, number * 5 + 1) for number in range(100)]
+    tick = make_tick()
+    tick()
+    remove(store, *range(70, 100))
+    report = tick()
+    assert (report.deletions, report.retained) == (0, 30)
+    assert tick.rows("count(*)", "is_deleted") == [(0,)]
+
+
+def test_many_deletions_with_older_ones_left_are_followed(make_tick: Callable[..., Tick], store: DemoStore) -> None:
+    store.treatments += [treatment(number, number * 5 + 1) for number in range(100)]
+    tick = make_tick()
+    tick()
+    remove(store, *range(70, 99))
+    assert tick().deletions == 29
+
+
 def test_a_first_read_that_is_killed_goes_on_where_it_was(
     make_tick: Callable[..., Tick], store: DemoStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -12,7 +12,7 @@ that the server no longer shows has been deleted. What is read at a tick:
 A collection without a time, such as the profiles, is one list that is read whole.
 
 People prune old documents on the server to save space. So when most of a window's documents are gone at
-once, they stay in the lake and a warning says so; single deletions are followed.
+once, or many from the oldest on, they stay in the lake and a warning says so; single deletions are followed.
 
 Only documents that are new or changed land in a batch file; those that the lake holds unchanged are
 counted as duplicates. So a tick with nothing new writes nothing.
@@ -446,7 +446,9 @@ class SiteReader:
             self._landed_ids |= {document.id for document in documents}
         shown = {identity: held for identity, held in known.items() if would_be_shown(held)}
         gone = {identity: held.month for identity, held in shown.items() if identity not in self._landed_ids}
-        retained = self._retained(len(gone), len(shown), start)
+        still_ms = [held.time_ms for identity, held in shown.items() if identity not in gone]
+        gone_ms = [held.time_ms for identity, held in shown.items() if identity in gone]
+        retained = self._retained(len(gone), len(shown), start, self._is_oldest_end(gone_ms, still_ms))
         if not retained:
             batch.deletions.update(gone)
         self._note(documents)
@@ -460,9 +462,20 @@ class SiteReader:
             windows=self._report.windows + 1,
         )
 
-    def _retained(self, gone: int, held: int, start: str) -> int:
+    def _is_oldest_end(self, gone_ms: Sequence[float | None], still_ms: Sequence[float | None]) -> bool:
+        """Whether what is gone is older than all that the server has: then its history was cut, at whatever share."""
+        gone = [time_ms for time_ms in gone_ms if time_ms is not None]
+        still = [time_ms for time_ms in still_ms if time_ms is not None]
+        if len(gone) < _PRUNED_DOCUMENTS or self._collection.time_field is None:
+            return False
+        if still and min(still) <= max(gone):
+            return False
+        return self._client.newest_before(self._collection, int(min(gone))) is None
+
+    def _retained(self, gone: int, held: int, start: str, is_oldest_end: bool) -> int:
         """How many missing documents the lake keeps, since so many at once mean pruning, not correction."""
-        if self._options.accept_mass_deletions or gone < _PRUNED_DOCUMENTS or gone <= held * _PRUNED_SHARE:
+        is_most = gone > held * _PRUNED_SHARE or is_oldest_end
+        if self._options.accept_mass_deletions or gone < _PRUNED_DOCUMENTS or not is_most:
             return 0
         logger.warning(
             "site %s: %d of %d documents of %s from %s on are gone from the server; the lake keeps them. "
