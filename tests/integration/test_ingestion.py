@@ -8,7 +8,7 @@ from typing import Any
 import httpx
 import pytest
 
-from nightscout_lakehouse.demo import DemoOptions, DemoServer, DemoStore, Person
+from nightscout_lakehouse.demo import DemoOptions, DemoServer, DemoStore, Person, Therapy
 from nightscout_lakehouse.lib.ingestion import (
     DAY_MS,
     IngestionOptions,
@@ -304,7 +304,7 @@ def test_one_site_that_fails_does_not_stop_the_others(settings: Settings, lake: 
 
 
 def test_the_time_zone_comes_from_configuration_then_profile_then_utc(settings: Settings, lake: Lake) -> None:
-    profile = Person(timezone="America/New_York").profile()
+    (profile, _) = Therapy(Person(timezone="America/New_York")).profiles()
     capitals = json.loads(json.dumps(profile).replace("America/New_York", "ETC/GMT+5"))
     cases = {
         "configured": (Site("configured", "", timezone="Europe/Berlin"), [profile], ("Europe/Berlin", "configuration")),

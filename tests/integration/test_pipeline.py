@@ -66,6 +66,11 @@ def test_from_a_url_to_marts_and_again(server: DemoServer, tmp_path: Path, monke
     assert [column.type for column in _columns(first, "mart_glucose_overview") if column.name == "reading_date"] == [
         "date"
     ]
+    for collection, least in (("treatments", 2_000), ("device_status", 4_000), ("profiles", 2)):
+        fetched = first.metadata[f"raw_nightscout_{collection}"]
+        kept = first.metadata[f"processed_nightscout_{collection}"]
+        assert fetched["documents_fetched"] == fetched["documents_landed"] >= least
+        assert kept["documents"] == kept["stored"] == kept["dagster/row_count"] == fetched["documents_landed"]
 
     with connect(settings, settings.warehouse_path, read_only=True) as warehouse:
         readings, days, mean = warehouse.execute(
@@ -96,11 +101,16 @@ def test_from_a_url_to_marts_and_again(server: DemoServer, tmp_path: Path, monke
     again = second.metadata["raw_nightscout_entries"]
     assert again["documents_fetched"] < raw["documents_fetched"] / 5
     assert again["documents_landed"] <= 3
+    for collection, most in (("treatments", 12), ("device_status", 12), ("profiles", 4)):
+        assert second.metadata[f"raw_nightscout_{collection}"]["requests"] <= most
+        assert second.metadata[f"raw_nightscout_{collection}"]["documents_landed"] <= 3
 
     # The warehouse can be lost: it is built again from the Parquet, and Postgres from it.
     settings.warehouse_path.unlink()
     third = execute_job("nightscout_pipeline")
     assert third.errors == []
+    kept = third.metadata["processed_nightscout_treatments"]
+    assert kept["dagster/row_count"] >= first.metadata["processed_nightscout_treatments"]["dagster/row_count"]
     assert third.metadata["fact_glucose_readings"]["dagster/row_count"] >= readings
     assert third.metadata["published_fact_glucose_readings"]["why_full"] == "the warehouse is another one"
     assert third.metadata["published_fact_glucose_readings"]["deleted"] == 0

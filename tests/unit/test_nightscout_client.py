@@ -22,6 +22,7 @@ from nightscout_lakehouse.lib.nightscout_client import (
     NotNightscoutError,
     UnreachableError,
 )
+from nightscout_lakehouse.lib.nightscout_collections import ENTRIES
 from nightscout_lakehouse.lib.sites import Site
 
 TOKEN = "reader-0123456789abcdef"
@@ -47,7 +48,7 @@ def client(
 def test_a_window_is_asked_for_by_date_with_a_count_and_no_condition(server: ScriptedServer) -> None:
     server.answers = [send(200, json.dumps([ENTRY]))]
     with client(server.url, token=TOKEN) as nightscout:
-        (document,) = nightscout.entries(1000, 2000, 77)
+        (document,) = nightscout.documents(ENTRIES, 1000, 2000, 77)
     path, headers = server.requests[0]
     assert parse_qs(urlsplit(path).query) == {
         "find[date][$gte]": ["1000"],
@@ -64,7 +65,7 @@ def test_a_window_is_asked_for_by_date_with_a_count_and_no_condition(server: Scr
 def test_the_api_secret_is_sent_hashed(server: ScriptedServer) -> None:
     server.answers = [send(200, "[]")]
     with client(server.url, api_secret="my api secret") as nightscout:
-        nightscout.entries(0, 1, 1)
+        nightscout.documents(ENTRIES, 0, 1, 1)
     assert server.requests[0][1]["api-secret"] == hashlib.sha1(b"my api secret").hexdigest()
 
 
@@ -72,7 +73,7 @@ def test_gzip_is_understood_and_the_text_is_kept_as_sent(server: ScriptedServer)
     text = '{"_id":"x","identifier":"y","sgv":1.10,"date":"1700000000000"}'
     server.answers = [send(200, gzip.compress(f"[{text}]".encode()), Content_Encoding="gzip")]
     with client(server.url) as nightscout:
-        (document,) = nightscout.entries(0, 1, 1)
+        (document,) = nightscout.documents(ENTRIES, 0, 1, 1)
     assert (document.text, document.id, document.date_ms) == (text, "y", None)
 
 
@@ -83,7 +84,7 @@ def test_a_refusal_is_never_retried_and_says_what_to_set(server: ScriptedServer,
         client(server.url, token=TOKEN) as nightscout,
         pytest.raises(AuthenticationError, match="NIGHTSCOUT_TOKEN") as error,
     ):
-        nightscout.entries(0, 1, 1)
+        nightscout.documents(ENTRIES, 0, 1, 1)
     assert len(server.requests) == 1
     assert TOKEN not in str(error.value)
 
@@ -104,7 +105,7 @@ def test_a_refusal_is_never_retried_and_says_what_to_set(server: ScriptedServer,
 def test_what_is_not_nightscout_is_said_at_once(server: ScriptedServer, answer: Answer, message: str) -> None:
     server.answers = [answer]
     with client(server.url) as nightscout, pytest.raises(NotNightscoutError, match=message):
-        nightscout.entries(0, 1, 1)
+        nightscout.documents(ENTRIES, 0, 1, 1)
     assert len(server.requests) == 1
 
 
@@ -124,7 +125,7 @@ def test_what_can_pass_is_tried_again(server: ScriptedServer, answer: Answer) ->
     waits: list[float] = []
     server.answers = [answer, answer, send(200, json.dumps([ENTRY]))]
     with client(server.url, waits) as nightscout:
-        assert len(nightscout.entries(0, 1, 1)) == 1
+        assert len(nightscout.documents(ENTRIES, 0, 1, 1)) == 1
         assert nightscout.requests == 3
     assert len(waits) == 2
 
@@ -136,7 +137,7 @@ def test_waits_grow_and_differ(server: ScriptedServer) -> None:
         client(server.url, waits, attempts=12) as nightscout,
         pytest.raises(UnreachableError, match="12 attempts: HTTP 503"),
     ):
-        nightscout.entries(0, 1, 1)
+        nightscout.documents(ENTRIES, 0, 1, 1)
     assert len(waits) == 11
     assert len(set(waits)) > 5
     assert max(waits) <= 30
@@ -146,7 +147,7 @@ def test_retry_after_is_honoured(server: ScriptedServer) -> None:
     waits: list[float] = []
     server.answers = [send(429, "{}", Retry_After="7"), send(200, "[]")]
     with client(server.url, waits) as nightscout:
-        nightscout.entries(0, 1, 1)
+        nightscout.documents(ENTRIES, 0, 1, 1)
     assert waits == [7.0]
 
 
@@ -173,7 +174,7 @@ def test_a_server_that_asks_for_more_time_than_a_run_has_is_left_alone(server: S
     waits: list[float] = []
     server.answers = [send(429, "{}", Retry_After="3600")]
     with client(server.url, waits) as nightscout, pytest.raises(UnreachableError, match="asks to wait 3600 s"):
-        nightscout.entries(0, 1, 1)
+        nightscout.documents(ENTRIES, 0, 1, 1)
     assert waits == []
 
 
@@ -182,7 +183,7 @@ def test_a_server_that_hangs_does_not_hold_the_run(server: ScriptedServer, answe
     server.answers = [answer]
     started = time.monotonic()
     with client(server.url, timeout_seconds=0.3, attempts=1) as nightscout, pytest.raises(UnreachableError):
-        nightscout.entries(0, 1, 1)
+        nightscout.documents(ENTRIES, 0, 1, 1)
     assert time.monotonic() - started < 10
 
 
@@ -192,7 +193,7 @@ def test_a_server_that_hangs_does_not_hold_the_run(server: ScriptedServer, answe
 )
 def test_an_unreachable_server_is_named(url: str, reason: str) -> None:
     with client(url, attempts=2) as nightscout, pytest.raises(UnreachableError, match=reason) as error:
-        nightscout.entries(0, 1, 1)
+        nightscout.documents(ENTRIES, 0, 1, 1)
     assert "anna" in str(error.value)
 
 
@@ -200,7 +201,7 @@ def test_no_secret_in_logs_or_errors(server: ScriptedServer, caplog: pytest.LogC
     caplog.set_level(logging.DEBUG, logger="nightscout_lakehouse")
     server.answers = [send(500, "{}")]
     with client(server.url, token=TOKEN, api_secret="other secret") as nightscout:
-        assert nightscout.change_hints(None) is None
+        assert nightscout.change_hints(ENTRIES, None) is None
         with pytest.raises(LakehouseError) as error:
             nightscout.status()
     assert TOKEN not in caplog.text + str(error.value) + repr(error.value)

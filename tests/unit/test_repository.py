@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from nightscout_lakehouse.lib.nightscout_collections import COLLECTIONS
 from nightscout_lakehouse.lib.settings import REPOSITORY_ROOT, Settings
 
 
@@ -43,6 +44,14 @@ def test_the_environment_is_read_in_one_place() -> None:
 def test_every_setting_is_documented() -> None:
     documented = set(re.findall(r"^#?([A-Z][A-Z0-9_]+)=", (REPOSITORY_ROOT / ".env.example").read_text(), re.M))
     assert documented == {str(field.validation_alias) for field in Settings.model_fields.values()}
+
+
+def test_every_column_of_the_lake_is_documented() -> None:
+    page = (REPOSITORY_ROOT / "docs" / "reference" / "lake.md").read_text()
+    for collection in COLLECTIONS:
+        assert f"`lake.{collection.name}`" in page
+        missing = [column for column in collection.view_columns if f"`{column}`" not in page]
+        assert missing == [], collection.name
 
 
 def test_the_example_of_sites_is_valid_toml() -> None:

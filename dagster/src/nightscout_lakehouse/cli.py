@@ -97,20 +97,26 @@ def backfill(
     settings = _prepare()
     from nightscout_lakehouse.lib.ingestion import ingest_sites
     from nightscout_lakehouse.lib.lake import Lake
+    from nightscout_lakehouse.lib.nightscout_collections import COLLECTIONS, DEVICE_STATUS, ENTRIES
     from nightscout_lakehouse.lib.sites import load_sites
 
     moment = since.replace(tzinfo=UTC)
     if moment > datetime.now(UTC):
         raise LakehouseError(f"--since {since.date()} is in the future.", "Give a day that has been.")
     with _not_while_running(settings), _demo_if_no_site(settings) as configured:
-        reports = ingest_sites(load_sites(configured), configured, Lake.open(configured), since=moment)
+        sites, lake = load_sites(configured), Lake.open(configured)
+        reports = ingest_sites(sites, configured, lake, since=moment)
+        readable = [site for site, report in zip(sites, reports, strict=True) if not report.error]
+        others = [c for c in COLLECTIONS[1:] if c is not DEVICE_STATUS or configured.read_device_status]
+        for collection in others if readable else ():
+            reports += ingest_sites(readable, configured, lake, since=moment, collection=collection)
         for report in reports:
             console.print(
-                f"{report.site}: {report.fetched:,} documents read again, {report.landed:,} new or changed, "
-                f"{report.deletions:,} deleted"
+                f"{report.site}, {report.collection}: {report.fetched:,} documents read again, "
+                f"{report.landed:,} new or changed, {report.deletions:,} deleted"
             )
         _run_pipeline(configured)
-    if any(report.error for report in reports):
+    if any(report.error for report in reports if report.collection == ENTRIES.name):
         raise typer.Exit(EXIT_FAILURE)
 
 
@@ -279,13 +285,13 @@ def _prepare() -> Settings:
 def _run_pipeline(settings: Settings) -> None:
     """Run the pipeline in this process and print its summary; ends the command with 1 if anything failed."""
     from nightscout_lakehouse.instance import execute_job
-    from nightscout_lakehouse.lib.pipeline_report import print_run, site_runs
+    from nightscout_lakehouse.lib.pipeline_report import other_collections, print_run, site_runs
 
     started = time.monotonic()
     outcome = execute_job("nightscout_pipeline")
     runs = site_runs(outcome.metadata)
     if outcome.success:
-        print_run(console, settings, runs, time.monotonic() - started)
+        print_run(console, settings, runs, other_collections(outcome.metadata), time.monotonic() - started)
     problems = [*outcome.errors, *(run.error for run in runs.values() if run.error)]
     problems += outcome.metadata.get("raw_file_drop", {}).get("problems", [])
     told = {"every_site_was_read", "every_file_was_read"}

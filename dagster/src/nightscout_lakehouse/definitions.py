@@ -5,6 +5,7 @@ import dagster as dg
 from nightscout_lakehouse.defs.alerts.failure import pipeline_failure_alert
 from nightscout_lakehouse.defs.ingestion.file_drop_assets import raw_file_drop
 from nightscout_lakehouse.defs.ingestion.nightscout_assets import (
+    COLLECTION_ASSETS,
     processed_nightscout_entries,
     raw_nightscout_entries,
     reread_nightscout_entries,
@@ -24,6 +25,7 @@ defs = dg.Definitions(
         reread_nightscout_entries,
         raw_file_drop,
         processed_nightscout_entries,
+        *COLLECTION_ASSETS,
         nightscout_models,
         published_curated_tables,
         nightscout_marts,

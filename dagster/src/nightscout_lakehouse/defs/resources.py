@@ -30,6 +30,7 @@ class LakehouseResource(dg.ConfigurableResource):  # type: ignore[type-arg]
     _postgres: PostgresConnection | None = PrivateAttr(default=None)
     _sites: list[Site] | None = PrivateAttr(default=None)
     _sites_of_files: list[Site] | None = PrivateAttr(default=None)
+    _unreadable_sites: set[str] = PrivateAttr(default_factory=set)
 
     @contextmanager
     def yield_for_execution(self, context: dg.InitResourceContext) -> Iterator["LakehouseResource"]:
@@ -72,6 +73,11 @@ class LakehouseResource(dg.ConfigurableResource):  # type: ignore[type-arg]
     def all_sites(self) -> list[Site]:
         """Every site, with a server or without."""
         return [*self.sites, *self.sites_of_files]
+
+    @property
+    def unreadable_sites(self) -> set[str]:
+        """Names of the sites that could not be read in this run: a server that refuses is not asked again."""
+        return self._unreadable_sites
 
     @property
     def postgres(self) -> PostgresConnection:

@@ -12,6 +12,7 @@ from nightscout_lakehouse.lib.errors import LakehouseError
 from nightscout_lakehouse.lib.ingestion import IngestionState, fetch_policy, load_state
 from nightscout_lakehouse.lib.lake import Lake
 from nightscout_lakehouse.lib.nightscout_client import NightscoutClient
+from nightscout_lakehouse.lib.nightscout_collections import COLLECTIONS
 from nightscout_lakehouse.lib.serving import serving_address
 from nightscout_lakehouse.lib.settings import Settings
 from nightscout_lakehouse.lib.sites import Site, load_sites
@@ -33,7 +34,24 @@ class SiteRun:
     error: str | None = None
 
 
-def print_run(console: Console, settings: Settings, runs: Mapping[str, SiteRun], seconds: float) -> None:
+@dataclass(frozen=True)
+class CollectionRun:
+    """What a run did with a collection beside the entries, over all sites."""
+
+    title: str
+    fetched: int
+    rows: int
+    quarantined: int
+    errors: tuple[str, ...]
+
+
+def print_run(
+    console: Console,
+    settings: Settings,
+    runs: Mapping[str, SiteRun],
+    collections: Sequence[CollectionRun],
+    seconds: float,
+) -> None:
     """Print what a run brought for each site, the figures that now hold, and where to look next."""
     summaries = {summary.site: summary for summary in site_summaries(settings)}
     table = _table(
@@ -47,6 +65,12 @@ def print_run(console: Console, settings: Settings, runs: Mapping[str, SiteRun],
         table.add_row(site, *(f"{count:,}" for count in counts), *_figures(summaries.get(site)))
     console.print()
     console.print(table)
+    if collections:
+        parts = [f"{c.title} {c.fetched:,} fetched, {c.rows:,} in all" for c in collections]
+        console.print("Beside the entries: " + "; ".join(parts) + ".", soft_wrap=True)
+    for error in (error for collection in collections for error in collection.errors):
+        console.print("[bold yellow]Not read:[/] ", end="")
+        console.print(error, markup=False, soft_wrap=True)
     console.print(f"TIR, mean and GMI are of the last {SUMMARY_DAYS} days with readings. {NOT_FOR_DOSING}", style="dim")
     console.print()
     console.print(f"Done in {seconds:.1f} s. All of it is in {settings.home}", soft_wrap=True)
@@ -219,6 +243,26 @@ def _age(moment: datetime | None) -> str:
     if minutes < 120:
         return f"{minutes} min"
     return f"{minutes // 60} h" if minutes < 48 * 60 else f"{minutes // (24 * 60)} days"
+
+
+def other_collections(metadata: Mapping[str, Mapping[str, Any]]) -> list[CollectionRun]:
+    """What a run did with the collections beside the entries, from the metadata of the assets it materialized."""
+    found = []
+    for collection in COLLECTIONS[1:]:
+        raw = metadata.get(f"raw_{collection.name}")
+        processed = metadata.get(f"processed_{collection.name}")
+        if raw is None or processed is None:
+            continue
+        found.append(
+            CollectionRun(
+                title=collection.name.removeprefix("nightscout_").replace("_", " "),
+                fetched=raw["documents_fetched"],
+                rows=processed["dagster/row_count"],
+                quarantined=processed["quarantined"],
+                errors=tuple(report["error"] for report in raw["reports"] if report["error"]),
+            )
+        )
+    return found
 
 
 def site_runs(metadata: Mapping[str, Mapping[str, Any]]) -> dict[str, SiteRun]:

@@ -59,6 +59,7 @@ class Settings(BaseSettings):
     max_attempts: int = Field(5, ge=1, le=20, validation_alias="NIGHTSCOUT_MAX_ATTEMPTS")
     max_retry_wait_seconds: float = Field(60.0, gt=0, validation_alias="NIGHTSCOUT_MAX_RETRY_WAIT_SECONDS")
     max_concurrent_sites: int = Field(4, ge=1, le=64, validation_alias="NIGHTSCOUT_MAX_CONCURRENT_SITES")
+    read_device_status: bool = Field(True, validation_alias="NIGHTSCOUT_READ_DEVICE_STATUS")
     api_v3: Literal["auto", "off"] = Field("auto", validation_alias="NIGHTSCOUT_API_V3")
     accept_mass_deletions: bool = Field(False, validation_alias="NIGHTSCOUT_ACCEPT_MASS_DELETIONS")
 

@@ -16,7 +16,8 @@ from typing import Any, Literal
 
 from nightscout_lakehouse.lib.errors import LakehouseError
 from nightscout_lakehouse.lib.ingestion import site_timezone
-from nightscout_lakehouse.lib.lake import COLLECTION, Lake, imports_file
+from nightscout_lakehouse.lib.lake import Lake, imports_file
+from nightscout_lakehouse.lib.nightscout_collections import ENTRIES
 from nightscout_lakehouse.lib.settings import Settings
 from nightscout_lakehouse.lib.sites import (
     Site,
@@ -75,7 +76,7 @@ def sites_of_files(settings: Settings, lake: Lake) -> list[Site]:
     configured = load_sites_of_files(settings)
     taken = {site.name for site in (*load_sites(settings), *configured)}
     found = {folder.name for folder in _folders(settings) if _files(folder)}
-    in_lake = {folder.rpartition("site=")[2] for folder in lake.list_folders(f"raw/{COLLECTION}")}
+    in_lake = {folder.rpartition("site=")[2] for folder in lake.list_folders(f"raw/{ENTRIES.name}")}
     imported = {name for name in in_lake - taken if lake.exists(imports_file(name))}
     names = sorted(name for name in (found | imported) - taken if is_site_name(name))
     unnamed = [site_of_files(name, None, settings, f"drop folder {name}") for name in names]

@@ -9,7 +9,6 @@ import pyarrow as pa
 
 from nightscout_lakehouse.lib.ingestion import write_batch
 from nightscout_lakehouse.lib.lake import (
-    KINDS,
     Lake,
     batch_file,
     batch_number,
@@ -18,6 +17,7 @@ from nightscout_lakehouse.lib.lake import (
     sql_list,
 )
 from nightscout_lakehouse.lib.nightscout_client import Document
+from nightscout_lakehouse.lib.nightscout_collections import ENTRIES
 from nightscout_lakehouse.lib.processing import pending_batches
 from nightscout_lakehouse.lib.settings import Settings
 from nightscout_lakehouse.lib.sources.base import LeftOut, Source, SourceDocument
@@ -145,7 +145,7 @@ def _known(site: str, documents: list[SourceDocument], settings: Settings, lake:
     last = f"{max(each.time for each in documents) + _MOST_MOVED:%Y-%m}"
     files = [
         file
-        for kind in KINDS
+        for kind in ENTRIES.all_kinds
         for month, file in partition_files(lake, kind, site).items()
         if month == "undated" or first <= month <= last
     ]
