@@ -92,6 +92,15 @@ unknown_before as (
     where treatment_kind = 'combo_bolus' and extended_units is null
 ),
 
+meals as (
+    select
+        site,
+        reading_date,
+        count(*) as meal_count
+    from {{ ref('fact_meals') }}
+    group by site, reading_date
+),
+
 days as (
     select
         site,
@@ -113,6 +122,7 @@ joined as (
         daily_treatments.smb_units,
         daily_extended.extended_units,
         daily_treatments.carbs_g as sent_carbs_g,
+        meals.meal_count,
         coalesce(daily_treatments.pump_event_count, 0) > 0 as has_pump_events,
         coalesce(daily_treatments.has_unknown_insulin, false) or unknown_before.site is not null
             as has_unknown_insulin,
@@ -128,6 +138,8 @@ joined as (
         on days.site = daily_treatments.site and days.reading_date = daily_treatments.reading_date
     left join daily_extended
         on days.site = daily_extended.site and days.reading_date = daily_extended.reading_date
+    left join meals
+        on days.site = meals.site and days.reading_date = meals.reading_date
     left join unknown_before
         on days.site = unknown_before.site and days.reading_date = unknown_before.reading_date
     left join basal
@@ -159,6 +171,7 @@ select
     reading_date,
     cast(treatment_count as bigint) as treatment_count,
     case when not has_unknown_carbs then sent_carbs_g end as carbs_g,
+    meal_count,
     cast(bolus_units as double) as bolus_units,
     cast(smb_units as double) as smb_units,
     cast(extended_units as double) as extended_units,
