@@ -164,6 +164,14 @@ with_total as (
         *,
         bolus_units + basal_units as total_insulin_units
     from with_bolus
+),
+
+with_shares as (
+    select
+        *,
+        case when total_insulin_units > 0 then 100 * bolus_units / total_insulin_units end as bolus_share_pct,
+        case when total_insulin_units > 0 then 100 * basal_units / total_insulin_units end as basal_share_pct
+    from with_total
 )
 
 select
@@ -179,12 +187,12 @@ select
     cast(temp_basal_units as double) as temp_basal_units,
     cast(scheduled_basal_units as double) as scheduled_basal_units,
     cast(total_insulin_units as double) as total_insulin_units,
-    cast(case when total_insulin_units > 0 then 100 * bolus_units / total_insulin_units end as double) as bolus_share_pct,
-    cast(case when total_insulin_units > 0 then 100 * basal_units / total_insulin_units end as double) as basal_share_pct,
+    cast(bolus_share_pct as double) as bolus_share_pct,
+    cast(basal_share_pct as double) as basal_share_pct,
     cast(known_hours as double) as known_hours,
     has_basal_schedule,
     has_implausible_amount
-from with_total
+from with_shares
 {% if is_incremental() %}
-    where {{ is_recomputed(this.name, 'with_total') }}
+    where {{ is_recomputed(this.name, 'with_shares') }}
 {% endif %}

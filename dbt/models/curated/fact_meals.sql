@@ -24,10 +24,6 @@ readings as (
     {% endif %}
 ),
 
-sites as (
-    select * from ops.sites
-),
-
 carbs as (
     select
         *,
@@ -107,13 +103,13 @@ bolused as (
 followed as (
     select
         meals.meal_id,
-        bool_or(others.meal_id is not null) as has_meal_within_3h
+        bool_or(later_meals.meal_id is not null) as has_meal_within_3h
     from meals
-    left join meals as others
+    left join meals as later_meals
         on
-            meals.site = others.site
-            and meals.meal_timestamp < others.meal_timestamp
-            and others.meal_timestamp <= meals.meal_timestamp + interval 3 hours
+            meals.site = later_meals.site
+            and meals.meal_timestamp < later_meals.meal_timestamp
+            and later_meals.meal_timestamp <= meals.meal_timestamp + interval 3 hours
     group by meals.meal_id
 ),
 
@@ -135,6 +131,7 @@ around as (
         meals.meal_id,
         readings.entry_id,
         readings.glucose_mg_dl,
+        readings.sensor_interval_minutes,
         {{ hours_between('meals.meal_timestamp', 'readings.reading_timestamp') }} * 60 as minutes
     from meals
     inner join readings
@@ -157,7 +154,7 @@ response as (
     select
         around.*,
         row_number() over (
-            partition by around.meal_id order by around.glucose_mg_dl desc, around.minutes, around.entry_id
+            partition by around.meal_id order by around.glucose_mg_dl desc, around.minutes asc, around.entry_id asc
         ) as peak_rank
     from around
     where around.minutes > 0
@@ -174,9 +171,9 @@ points as (
     union all
     select
         meal_id,
-        '',
-        0,
-        start_glucose_mg_dl
+        '' as entry_id,
+        0 as minutes,
+        start_glucose_mg_dl as glucose_mg_dl
     from baseline
 ),
 
@@ -219,7 +216,8 @@ curves as (
 peaks as (
     select
         meal_id,
-        count(*) as response_reading_count,
+        -- Each reading stands for its own sensor's interval.
+        least(100, 100 * sum(sensor_interval_minutes order by minutes, entry_id) / 180) as response_coverage_pct,
         max(glucose_mg_dl) as peak_glucose_mg_dl,
         min(glucose_mg_dl) as nadir_glucose_mg_dl,
         max(minutes) filter (peak_rank = 1) as minutes_to_peak
@@ -246,16 +244,13 @@ joined as (
         bolused_again.meal_id is not null as has_bolus_within_3h,
         baseline.start_glucose_mg_dl,
         two_hours.two_hour_glucose_mg_dl,
-        coalesce(peaks.response_reading_count, 0) as response_reading_count,
-        least(100, 100 * coalesce(peaks.response_reading_count, 0) * sites.sensor_interval_minutes / 180)
-            as response_coverage_pct,
+        coalesce(peaks.response_coverage_pct, 0) as response_coverage_pct,
         peaks.peak_glucose_mg_dl,
         peaks.minutes_to_peak,
         peaks.nadir_glucose_mg_dl,
         curves.incremental_area,
         curves.longest_gap_minutes
     from meals
-    inner join sites on meals.site = sites.site
     left join bolused on meals.meal_id = bolused.meal_id
     left join followed on meals.meal_id = followed.meal_id
     left join bolused_again on meals.meal_id = bolused_again.meal_id

@@ -45,7 +45,7 @@ pieces as (
             schedule.site = temp_basals.site
             and schedule.reading_date = temp_basals.reading_date
             and schedule.starts_at <= temp_basals.starts_at
-            and temp_basals.ends_at <= schedule.ends_at
+            and schedule.ends_at >= temp_basals.ends_at
     group by all
 ),
 

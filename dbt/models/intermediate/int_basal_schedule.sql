@@ -12,6 +12,7 @@ with sites as (
     select * from ops.sites
 ),
 
+-- Carbohydrates, targets and notes may be written ahead of their time; what a pump or a sensor did has happened.
 seen as (
     select
         site,
@@ -28,9 +29,11 @@ seen as (
         reading_date,
         max(treatment_timestamp) as last_timestamp
     from {{ ref('int_treatments') }}
-    {% if is_incremental() %}
-        where {{ is_recomputed(this.name, '', 1, 2) }}
-    {% endif %}
+    where
+        treatment_kind in ('bolus', 'smb', 'combo_bolus', 'meal', 'temp_basal', 'suspend', 'resume')
+        {% if is_incremental() %}
+            and {{ is_recomputed(this.name, '', 1, 2) }}
+        {% endif %}
     group by site, reading_date
 ),
 
@@ -52,10 +55,10 @@ known as (
         days.site,
         days.reading_date,
         days.day_from,
-        case when following.site is null then least(days.last_timestamp, days.day_to) else days.day_to end as known_to
+        case when next_days.site is null then least(days.last_timestamp, days.day_to) else days.day_to end as known_to
     from days
-    left join days as following
-        on days.site = following.site and days.reading_date + 1 = following.reading_date
+    left join days as next_days
+        on days.site = next_days.site and days.reading_date + 1 = next_days.reading_date
 ),
 
 spans as (
@@ -73,7 +76,7 @@ spans as (
     inner join {{ ref('int_profile_periods') }} as periods
         on
             known.site = periods.site
-            and periods.valid_from < known.known_to
+            and known.known_to > periods.valid_from
             and (periods.valid_to is null or known.day_from < periods.valid_to)
     {% if is_incremental() %}
         where {{ is_recomputed(this.name, 'known') }}
@@ -87,13 +90,14 @@ items as (
         reading_date,
         span_from,
         unnest(
-            case
-                when json_type(basal) = 'ARRAY'
-                    then from_json(basal, '[{"time": "VARCHAR", "value": "VARCHAR", "timeAsSeconds": "VARCHAR"}]')
-                else [{'time': '00:00', 'value': json_extract_string(basal, '$'), 'timeAsSeconds': '0'}]
-            end,
-            max_depth := 2
-        )
+            from_json(
+                case
+                    when json_type(basal) = 'ARRAY' then basal
+                    else json_array(json_object('time', '00:00', 'value', json_extract_string(basal, '$')))
+                end,
+                '[{"time": "VARCHAR", "value": "VARCHAR", "timeAsSeconds": "VARCHAR"}]'
+            )
+        ) as item
     from spans
 ),
 
@@ -104,12 +108,12 @@ segments as (
         span_from,
         cast(
             coalesce(
-                try_cast(split_part("time", ':', 1) as integer) * 3600
-                + try_cast(split_part("time", ':', 2) as integer) * 60,
-                try_cast("timeAsSeconds" as double)
+                try_cast(split_part(item.time, ':', 1) as integer) * 3600
+                + try_cast(split_part(item.time, ':', 2) as integer) * 60,
+                try_cast(item['timeAsSeconds'] as double)
             ) as integer
         ) as start_seconds,
-        {{ plausible('try_cast("value" as double)', 0, 50) }} as units_per_hour
+        {{ plausible('try_cast(item.value as double)', 0, 50) }} as units_per_hour
     from items
 ),
 
@@ -190,14 +194,20 @@ cut as (
     where piece_from < piece_to
     union all
     select
-        site,
-        reading_date,
-        span_from,
-        span_to,
-        null,
-        profile_name,
-        profile_percentage
-    from spans anti join usable using (site, reading_date, span_from)
+        spans.site,
+        spans.reading_date,
+        spans.span_from as starts_at,
+        spans.span_to as ends_at,
+        null as scheduled_units_per_hour,
+        spans.profile_name,
+        spans.profile_percentage
+    from spans
+    left join usable
+        on
+            spans.site = usable.site
+            and spans.reading_date = usable.reading_date
+            and spans.span_from = usable.span_from
+    where usable.site is null
 )
 
 select

@@ -8,6 +8,15 @@ sites as (
     select * from ops.sites
 ),
 
+known as (
+    select distinct
+        site,
+        profile_id,
+        profile_timestamp,
+        created_timestamp
+    from stored
+),
+
 -- Of documents that start at the same moment the one made last counts.
 documents as (
     select
@@ -15,14 +24,7 @@ documents as (
         profile_id,
         profile_timestamp as document_from,
         lead(profile_timestamp) over (partition by site order by profile_timestamp) as document_to
-    from (
-        select distinct
-            site,
-            profile_id,
-            profile_timestamp,
-            created_timestamp
-        from stored
-    )
+    from known
     qualify row_number() over (
         partition by site, profile_timestamp order by created_timestamp desc nulls last, profile_id desc
     ) = 1
@@ -40,7 +42,7 @@ switches as (
         on
             documents.site = switches.site
             and documents.document_from <= switches.treatment_timestamp
-            and (documents.document_to is null or switches.treatment_timestamp < documents.document_to)
+            and (documents.document_to is null or documents.document_to > switches.treatment_timestamp)
     where switches.treatment_kind = 'profile_switch'
     qualify row_number() over (
         partition by switches.site, switches.treatment_timestamp order by switches.treatment_id desc
@@ -84,27 +86,27 @@ periods as (
         site,
         profile_id,
         treatment_id,
-        switched_at,
-        switched_until
+        switched_at as valid_from,
+        switched_until as valid_to
     from with_end
     union all
     -- After a switch for a time, the last one for good is back.
     select
         site,
         profile_id,
-        permanent_treatment_id,
-        switched_until,
-        next_from
+        permanent_treatment_id as treatment_id,
+        switched_until as valid_from,
+        next_from as valid_to
     from with_end
     where duration_minutes > 0 and switched_until is distinct from next_from
     union all
     -- Before the first document no schedule is known.
     select
         sites.site,
-        null,
-        null,
-        timestamptz '0001-01-01 00:00:00+00',
-        min(documents.document_from)
+        null as profile_id,
+        null as treatment_id,
+        timestamptz '0001-01-01 00:00:00+00' as valid_from,
+        min(documents.document_from) as valid_to
     from sites
     left join documents on sites.site = documents.site
     group by sites.site
@@ -147,9 +149,9 @@ chosen as (
 ),
 
 zones as (
-    select distinct
+    select
         lower(name) as lower_name,
-        min(name) as name
+        min(name) as zone_name
     from pg_timezone_names()
     group by lower(name)
 )
@@ -161,7 +163,7 @@ select
     chosen.profile_id,
     chosen.treatment_id,
     chosen.profile_name,
-    coalesce(zones.name, sites.timezone) as profile_timezone,
+    coalesce(zones.zone_name, sites.timezone) as profile_timezone,
     case when chosen.profile_percentage > 0 then chosen.profile_percentage else 100 end as profile_percentage,
     -- Whole hours; AndroidAPS sends milliseconds since version 3.
     cast(

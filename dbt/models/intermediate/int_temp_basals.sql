@@ -64,7 +64,7 @@ cut as (
             spans.site = schedule.site
             and schedule.reading_date between spans.reading_date and spans.reading_date + 1
             and spans.treatment_timestamp < schedule.ends_at
-            and schedule.starts_at < spans.span_to
+            and spans.span_to > schedule.starts_at
     where
         spans.treatment_timestamp < spans.span_to
         {% if is_incremental() %}

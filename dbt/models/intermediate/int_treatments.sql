@@ -13,7 +13,8 @@ with treatments as (
         *,
         try_cast(json_extract_string(document, '$.absolute') as double) is not null as has_absolute_rate,
         lower(json_extract_string(document, '$.temp')) in ('percent', 'percentage') as is_percent_by_name,
-        {{ plausible("try_cast(json_extract_string(document, '$.enteredinsulin') as double)", 0, 100) }} as entered_units,
+        {{ plausible("try_cast(json_extract_string(document, '$.enteredinsulin') as double)", 0, 100) }}
+            as entered_units,
         coalesce(lower(json_extract_string(document, '$.isEmulatingTempBasal')) = 'true', false) as is_emulated,
         json_extract_string(document, '$.originalProfileName') as original_profile_name,
         json_extract_string(document, '$.profileJson') as profile_json

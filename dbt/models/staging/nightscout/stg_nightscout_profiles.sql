@@ -1,10 +1,7 @@
 -- A document holds several named profiles, and says which of them is used.
 with documents as (
-    select
-        *,
-        coalesce(store, json_object(coalesce(default_profile_name, 'Default'), json(document))) as profiles
-    from {{ source('lake', 'nightscout_profiles') }}
-    where kind = 'profile' and not is_deleted and not is_duplicate and profile_timestamp is not null
+    select * from {{ source('lake', 'nightscout_profiles') }}
+    where kind = 'profile' and not is_deleted and not is_duplicate
 )
 
 select
@@ -13,8 +10,8 @@ select
     documents.profile_timestamp,
     documents.created_timestamp,
     profiles.key as profile_name,
-    profiles.key = coalesce(documents.default_profile_name, 'Default') as is_default,
+    coalesce(profiles.key = documents.default_profile_name, false) as is_default,
     json_extract_string(profiles.value, '$.timezone') as timezone,
     json_extract(profiles.value, '$.basal') as basal
 from documents
-cross join lateral json_each(documents.profiles) as profiles
+cross join lateral json_each(documents.store) as profiles

@@ -1,7 +1,7 @@
 with treatments as (
     select
         *,
-        trim(regexp_replace(lower(coalesce(event_type, '')), '\s+', ' ', 'g')) as event,
+        trim(regexp_replace(lower(coalesce(event_type, '')), '\s+', ' ', 'g')) as event_name,
         coalesce(is_automatic, false) as is_by_loop
     from {{ source('lake', 'nightscout_treatments') }}
     where kind = 'treatment' and not is_deleted and not is_duplicate
@@ -37,28 +37,28 @@ select
     event_type,
     case
         when coalesce(upper(bolus_type), '') = 'PRIMING' then 'other'
-        when contains(event, 'temp basal') or contains(event, 'tempbasal') then 'temp_basal'
-        when event = 'smb' or coalesce(upper(bolus_type), '') = 'SMB' then 'smb'
-        when event = 'combo bolus' and not (carbs_g > 0 and insulin_units is null and extended_insulin_rate is null)
+        when contains(event_name, 'temp basal') or contains(event_name, 'tempbasal') then 'temp_basal'
+        when event_name = 'smb' or coalesce(upper(bolus_type), '') = 'SMB' then 'smb'
+        when event_name = 'combo bolus' and not (carbs_g > 0 and insulin_units is null and extended_insulin_rate is null)
             then 'combo_bolus'
-        when event = 'profile switch' then 'profile_switch'
-        when starts_with(event, 'temporary target') then 'temporary_target'
-        when event in ('site change', 'cannula change') then 'site_change'
-        when event = 'sensor start' then 'sensor_start'
-        when event in ('sensor change', 'sensor insert') then 'sensor_change'
-        when event in ('insulin change', 'insulin cartridge change') then 'insulin_change'
-        when event = 'pump battery change' then 'pump_battery'
-        when event in ('suspend pump', 'pump suspend') then 'suspend'
-        when event in ('resume pump', 'pump resume') then 'resume'
-        when event = 'exercise' then 'exercise'
-        when event = 'bg check' then 'bg_check'
-        when event in ('note', 'announcement', 'question') then 'note'
+        when event_name = 'profile switch' then 'profile_switch'
+        when starts_with(event_name, 'temporary target') then 'temporary_target'
+        when event_name in ('site change', 'cannula change') then 'site_change'
+        when event_name = 'sensor start' then 'sensor_start'
+        when event_name in ('sensor change', 'sensor insert') then 'sensor_change'
+        when event_name in ('insulin change', 'insulin cartridge change') then 'insulin_change'
+        when event_name = 'pump battery change' then 'pump_battery'
+        when event_name in ('suspend pump', 'pump suspend') then 'suspend'
+        when event_name in ('resume pump', 'pump resume') then 'resume'
+        when event_name = 'exercise' then 'exercise'
+        when event_name = 'bg check' then 'bg_check'
+        when event_name in ('note', 'announcement', 'question') then 'note'
         when insulin_units > 0 and coalesce(carbs_g, 0) = 0 and is_by_loop then 'smb'
         when insulin_units > 0 and carbs_g > 0 then 'meal'
         when insulin_units > 0 then 'bolus'
         when carbs_g > 0 then 'carbs'
-        when contains(event, 'bolus') then 'bolus'
-        when contains(event, 'carb') then 'carbs'
+        when contains(event_name, 'bolus') then 'bolus'
+        when contains(event_name, 'carb') then 'carbs'
         else 'other'
     end as treatment_kind,
     insulin_units,
