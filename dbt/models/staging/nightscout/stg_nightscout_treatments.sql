@@ -39,7 +39,8 @@ select
         when coalesce(upper(bolus_type), '') = 'PRIMING' then 'other'
         when contains(event_name, 'temp basal') or contains(event_name, 'tempbasal') then 'temp_basal'
         when event_name = 'smb' or coalesce(upper(bolus_type), '') = 'SMB' then 'smb'
-        when event_name = 'combo bolus' and not (carbs_g > 0 and insulin_units is null and extended_insulin_rate is null)
+        when event_name = 'combo bolus'
+            and not (carbs_g > 0 and insulin_units is null and extended_insulin_rate is null)
             then 'combo_bolus'
         when event_name = 'profile switch' then 'profile_switch'
         when starts_with(event_name, 'temporary target') then 'temporary_target'
