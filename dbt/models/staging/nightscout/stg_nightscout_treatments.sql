@@ -39,9 +39,10 @@ select
         when coalesce(upper(bolus_type), '') = 'PRIMING' then 'other'
         when contains(event_name, 'temp basal') or contains(event_name, 'tempbasal') then 'temp_basal'
         when event_name = 'smb' or coalesce(upper(bolus_type), '') = 'SMB' then 'smb'
-        when event_name = 'combo bolus'
-            and not (carbs_g > 0 and insulin_units is null and extended_insulin_rate is null)
-            then 'combo_bolus'
+        -- Nightscout makes two documents of a pre-bolus: this one has the carbohydrates.
+        when event_name = 'combo bolus' and carbs_g > 0 and insulin_units is null and extended_insulin_rate is null
+            then 'carbs'
+        when event_name = 'combo bolus' then 'combo_bolus'
         when event_name = 'profile switch' then 'profile_switch'
         when starts_with(event_name, 'temporary target') then 'temporary_target'
         when event_name in ('site change', 'cannula change') then 'site_change'
