@@ -116,7 +116,7 @@ _treatment_steps = st.lists(st.lists(_treatments, max_size=12), min_size=4, max_
 _steps = st.lists(st.lists(_changes, min_size=1, max_size=15), min_size=2, max_size=4)
 
 
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1200)
 @given(steps=_steps, treatment_steps=_treatment_steps, zone_change=st.booleans())
 @hypothesis_settings(
     max_examples=12,

@@ -44,7 +44,8 @@ with_extension as (
         case
             when treatment_kind <> 'combo_bolus' then null
             when is_emulated then 0
-            when extended_insulin_rate >= 0 and duration_minutes > 0 then extended_insulin_rate * duration_minutes / 60
+            when extended_insulin_rate >= 0 and duration_minutes > 0
+                then extended_insulin_rate * least(duration_minutes, 1440) / 60
             when split_ext_pct > 0 and entered_units is not null then entered_units * split_ext_pct / 100
             when coalesce(split_ext_pct, 0) = 0 and coalesce(extended_insulin_rate, 0) = 0 then 0
         end as sent_extended_units,
