@@ -251,7 +251,10 @@ class Plain:
             before, after = [p for p in curve if p[0] <= 0], [p for p in curve if p[0] > 0]
             near_two_hours = [p for p in after if 110 <= p[0] <= 130]
             base = before[-1][1] if before else None
-            is_covered = len(after) * 5 / 180 >= 0.7
+            days = {local_date(start), local_date(start) + timedelta(days=1)}
+            times = [datetime.fromtimestamp(r["date"] / 1000, UTC) for r in self.readings]
+            is_over = any(moment >= window and local_date(moment) in days for moment in times)
+            is_covered = is_over and len(after) * 5 / 180 >= 0.7
             peak = max((p[1] for p in after), default=None)
             yield {
                 "id": group[0]["_id"],

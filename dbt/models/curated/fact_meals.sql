@@ -225,6 +225,16 @@ peaks as (
     group by meal_id
 ),
 
+-- A peak may still come while the three hours are not over.
+last_readings as (
+    select
+        site,
+        reading_date,
+        max(reading_timestamp) as last_timestamp
+    from readings
+    group by site, reading_date
+),
+
 two_hours as (
     select
         meal_id,
@@ -245,6 +255,10 @@ joined as (
         baseline.start_glucose_mg_dl,
         two_hours.two_hour_glucose_mg_dl,
         coalesce(peaks.response_coverage_pct, 0) as response_coverage_pct,
+        coalesce(peaks.response_coverage_pct >= 70, false)
+        and coalesce(
+            greatest(same_day.last_timestamp, next_day.last_timestamp) >= meals.meal_timestamp + interval 3 hours, false
+        ) as is_response_covered,
         peaks.peak_glucose_mg_dl,
         peaks.minutes_to_peak,
         peaks.nadir_glucose_mg_dl,
@@ -258,6 +272,10 @@ joined as (
     left join two_hours on meals.meal_id = two_hours.meal_id
     left join peaks on meals.meal_id = peaks.meal_id
     left join curves on meals.meal_id = curves.meal_id
+    left join last_readings as same_day
+        on meals.site = same_day.site and meals.reading_date = same_day.reading_date
+    left join last_readings as next_day
+        on meals.site = next_day.site and meals.reading_date + 1 = next_day.reading_date
 )
 
 select
@@ -276,14 +294,14 @@ select
     has_meal_within_3h,
     has_bolus_within_3h,
     cast(response_coverage_pct as double) as response_coverage_pct,
-    response_coverage_pct >= 70 as is_response_covered,
+    is_response_covered,
     start_glucose_mg_dl,
-    case when response_coverage_pct >= 70 then peak_glucose_mg_dl end as peak_glucose_mg_dl,
-    case when response_coverage_pct >= 70 then minutes_to_peak end as minutes_to_peak,
-    case when response_coverage_pct >= 70 then peak_glucose_mg_dl - start_glucose_mg_dl end as rise_mg_dl,
+    case when is_response_covered then peak_glucose_mg_dl end as peak_glucose_mg_dl,
+    case when is_response_covered then minutes_to_peak end as minutes_to_peak,
+    case when is_response_covered then peak_glucose_mg_dl - start_glucose_mg_dl end as rise_mg_dl,
     two_hour_glucose_mg_dl,
-    case when response_coverage_pct >= 70 then nadir_glucose_mg_dl end as nadir_glucose_mg_dl,
-    case when response_coverage_pct >= 70 and longest_gap_minutes <= 45 then incremental_area end
+    case when is_response_covered then nadir_glucose_mg_dl end as nadir_glucose_mg_dl,
+    case when is_response_covered and longest_gap_minutes <= 45 then incremental_area end
         as incremental_area_mg_dl_min
 from joined
 {% if is_incremental() %}
