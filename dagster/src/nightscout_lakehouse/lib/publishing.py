@@ -55,6 +55,8 @@ PUBLISHED_TABLES: Final = (
     PublishedTable("dim_glucose_date", ("site", "reading_date"), grain="day"),
     # The index finds the rows of a changed day here, and for the marts that are built from it.
     PublishedTable("fact_glucose_readings", ("entry_id",), grain="day", indexes=(("site", "reading_date"),)),
+    PublishedTable("fact_glucose_profile", ("site", "period", "grid_minutes", "minute_of_day"), grain="site"),
+    PublishedTable("fact_glucose_patterns", ("site", "pattern", "pattern_key", "metric"), grain="site"),
 )
 
 
