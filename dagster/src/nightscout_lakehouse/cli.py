@@ -13,16 +13,21 @@ from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from enum import StrEnum
 from functools import wraps
+from pathlib import Path
 from types import FrameType
-from typing import Annotated, Any, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, ParamSpec, TypeVar
 
 import typer
 from rich.console import Console
 from rich.logging import RichHandler
 from rich.table import Table
 
+from nightscout_lakehouse.lib.agp_report.content import Unit
 from nightscout_lakehouse.lib.errors import LakehouseError
 from nightscout_lakehouse.lib.settings import Settings, load_settings
+
+if TYPE_CHECKING:
+    import duckdb
 
 app = typer.Typer(
     help="Nightscout Lakehouse: your glucose data in Parquet, DuckDB and Postgres.",
@@ -179,6 +184,43 @@ def sql(
     _print_rows(names, rows, output)
 
 
+@app.command()
+@_says_what_went_wrong
+def report(
+    site: Annotated[str | None, typer.Argument(help="Name of the site; needed where there are several.")] = None,
+    days: Annotated[int, typer.Option(help="Local days of the report.")] = 14,
+    unit: Annotated[
+        Unit | None,
+        typer.Option(case_sensitive=False, help="Unit of glucose; that of the site's profile if not given."),
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option(help="Folder to write to; LAKEHOUSE_HOME/reports if not given.")
+    ] = None,
+    until: Annotated[
+        datetime | None,
+        typer.Option(formats=["%Y-%m-%d"], help="Last local day; the newest with readings if not given."),
+    ] = None,
+) -> None:
+    """Write the one-page AGP report of a site as PDF and HTML."""
+    settings = _prepare()
+    from nightscout_lakehouse.lib.agp_report import write_report
+    from nightscout_lakehouse.lib.agp_report.load import choose_site, display_unit, load_report
+
+    with _open_to_read(settings) as warehouse:
+        name = choose_site(warehouse, site)
+        shown_in = unit or display_unit(warehouse, name)
+        content = load_report(warehouse, name, days, until.date() if until else None, datetime.now(UTC))
+    files = write_report(content, shown_in, output or settings.home / "reports")
+    if until is not None and content.end_date < until.date():
+        console.print(f"{name} has no readings after {content.end_date}: the report ends there.")
+    if content.days < days:
+        console.print(f"{name} has no readings before {content.start_date}: the report covers {content.days} days.")
+    if not content.is_sufficient:
+        console.print("Too little data for firm figures; the report says so.")
+    for file in files:
+        console.print(str(file), markup=False, soft_wrap=True)
+
+
 @app.command("demo-server")
 @_says_what_went_wrong
 def demo_server(
@@ -291,14 +333,18 @@ def _demo_if_no_site(settings: Settings) -> Iterator[Settings]:
             del os.environ["NIGHTSCOUT_URL"], os.environ["NIGHTSCOUT_SITE"]
 
 
-def _read_warehouse(settings: Settings, query: str) -> tuple[list[str], list[tuple[Any, ...]]]:
-    import duckdb
-
+def _open_to_read(settings: Settings) -> "duckdb.DuckDBPyConnection":
     from nightscout_lakehouse.lib.warehouse import connect
 
     if not settings.warehouse_path.is_file():
         raise LakehouseError("There is no warehouse yet.", "Run `make run` first.")
-    with connect(settings, settings.warehouse_path, read_only=True) as connection:
+    return connect(settings, settings.warehouse_path, read_only=True)
+
+
+def _read_warehouse(settings: Settings, query: str) -> tuple[list[str], list[tuple[Any, ...]]]:
+    import duckdb
+
+    with _open_to_read(settings) as connection:
         try:
             cursor = connection.execute(query)
         except duckdb.Error as error:
