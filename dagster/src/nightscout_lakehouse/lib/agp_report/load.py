@@ -148,8 +148,8 @@ def glycemia_risk_index(shares: dict[str, float]) -> float:
     return min(100.0, sum(weight * shares[name] for name, weight in weights.items()))
 
 
-# Nothing is expected after the newest reading, since the day goes on; a day without readings is expected at the interval
-# of the day before.
+# Nothing is expected after the newest reading, since the day goes on. Days without readings are expected too, at the
+# interval of the day before.
 _FIGURES = """
 with newest as (
     select max(reading_timestamp) as newest_timestamp, max(reading_date) as newest_date
