@@ -214,7 +214,7 @@ def report(
     if until is not None and content.end_date < until.date():
         console.print(f"{name} has no readings after {content.end_date}: the report ends there.")
     if content.days < days:
-        console.print(f"{name} has no readings before {content.start_date}: the report covers {content.days} days.")
+        console.print(f"{name} has no readings before {content.start_date}: the report begins there.")
     if not content.is_sufficient:
         console.print("Too little data for firm figures; the report says so.")
     for file in files:

@@ -53,20 +53,25 @@ def draw_page(report: AgpReport, unit: Unit) -> Figure:
 
 
 def _header(figure: Figure, report: AgpReport) -> None:
-    period = f"{report.start_date:%d %b %Y} to {report.end_date:%d %b %Y} · {report.days} days · {report.timezone}"
+    length = _counted(report.days, "day")
+    period = f"{report.start_date:%d %b %Y} to {report.end_date:%d %b %Y} · {length} · {report.timezone}"
     coverage = (
-        f"{report.days_with_readings} of {report.days} days with readings · {report.reading_count:,} readings · "
+        f"{report.days_with_readings} of {length} with readings · {_counted(report.reading_count, 'reading')} · "
         f"sensor active {report.active_pct:.0f} % of the time"
     )
-    figure.text(0.06, 0.968, "Ambulatory glucose profile (AGP)", fontsize=15, color=_INK, weight="bold", va="top")
-    # Up to 24 characters fit beside the title; a longer name is set smaller.
-    size = 13 * min(1.0, 24 / max(1, len(report.site)))
+    figure.text(0.06, 0.968, "Ambulatory glucose profile (AGP)", fontsize=14, color=_INK, weight="bold", va="top")
+    # Up to 28 characters fit beside the title; a longer name is set smaller.
+    size = max(7.0, 13 * min(1.0, 28 / max(1, len(report.site))))
     figure.text(0.94, 0.966, report.site, fontsize=size, color=_INK, ha="right", va="top", parse_math=False)
     figure.text(0.06, 0.941, period, fontsize=8, color=_INK, va="top")
     figure.text(0.06, 0.927, coverage, fontsize=8, color=_INK, va="top")
     if not report.is_sufficient:
         warning = "Too little data for firm figures: the consensus asks for 14 days with 70 % of the readings."
         figure.text(0.06, 0.913, warning, fontsize=8, color=_ALARM, weight="bold", va="top")
+
+
+def _counted(count: int, thing: str) -> str:
+    return f"{count:,} {thing}" if count == 1 else f"{count:,} {thing}s"
 
 
 def _statistics(axes: Axes, report: AgpReport, unit: Unit) -> None:
@@ -204,7 +209,7 @@ def _thumbnail(axes: Axes, day: date, profile: Sequence[ProfilePoint], unit: Uni
         axes.fill_between(minutes, low, below, color=RANGES["low"][1], alpha=0.6, linewidth=0)
         # A reading on its own is no line; without a mark it would not be seen.
         marker = "." if len(stretch) == 1 else ""
-        axes.plot(minutes, values, color="#17508a", linewidth=0.8, marker=marker, markersize=3)
+        axes.plot(minutes, values, color="#17508a", linewidth=0.8, marker=marker, markersize=3, clip_on=not marker)
     if not profile:
         axes.text(720, unit.of(210), "no readings", fontsize=7, color=_FAINT, ha="center", va="center")
 
