@@ -26,6 +26,8 @@ TABLES = (
     "curated.fact_glucose_readings",
     "curated.dim_glucose_date",
     "curated.dim_site",
+    "curated.fact_glucose_profile",
+    "curated.fact_glucose_patterns",
 )
 FETCHED_AT = datetime(2026, 11, 20, tzinfo=UTC)
 # Around the end of summer time in Berlin (25 October 2026, 01:00 UTC) and in New York (1 November, 06:00 UTC).
@@ -122,6 +124,8 @@ def test_a_day_that_vanishes_leaves_every_model(settings: Settings, lake: Lake) 
         "curated.fact_glucose_readings": 0,
         "curated.dim_glucose_date": 0,
         "curated.dim_site": 1,
+        "curated.fact_glucose_profile": 0,
+        "curated.fact_glucose_patterns": 0,
     }
 
 

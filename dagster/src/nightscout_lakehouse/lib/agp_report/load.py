@@ -25,7 +25,6 @@ from nightscout_lakehouse.lib.settings import DBT_PROJECT_DIR
 MOST_DAYS = 366
 SUFFICIENT_DAYS, SUFFICIENT_PCT = 14, 70
 _THUMBNAIL_DAYS = 14
-_ZONES = "ABCDE"
 
 
 def choose_site(warehouse: duckdb.DuckDBPyConnection, name: str | None) -> str:
@@ -134,7 +133,7 @@ def load_report(
         cv_pct=None if sd is None else 100.0 * sd / mean,
         gmi_pct=3.31 + 0.02392 * mean,
         gri=gri,
-        gri_zone=_ZONES[min(4, max(0, -int(-gri // 20) - 1))],
+        gri_zone=risk_zone(gri),
         ranges=tuple(RangeShare(name, pct) for name, pct in shares.items()),
         curve=_curve(warehouse, site, start, end),
         profiles=_profiles(warehouse, site, max(start, end - timedelta(days=_THUMBNAIL_DAYS - 1)), end),
@@ -146,6 +145,11 @@ def glycemia_risk_index(shares: dict[str, float]) -> float:
     """GRI of the ranges' shares in percent (Klonoff et al., J Diabetes Sci Technol 2022); at most 100."""
     weights = {"very_low": 3.0, "low": 2.4, "very_high": 1.6, "high": 0.8}
     return min(100.0, sum(weight * shares[name] for name, weight in weights.items()))
+
+
+def risk_zone(gri: float) -> str:
+    """Zone of the GRI: A to 20, B to 40, C to 60, D to 80, E above."""
+    return next(zone for zone, upper in zip("ABCDE", (20, 40, 60, 80, 100), strict=True) if gri <= upper)
 
 
 # Nothing is expected after the newest reading, since the day goes on. Days without readings are expected too, at the
