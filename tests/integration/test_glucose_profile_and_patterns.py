@@ -3,7 +3,7 @@
 import json
 import random
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 
 from nightscout_lakehouse.cli import app
 from nightscout_lakehouse.lib.agp_report.content import AgpReport, Unit
-from nightscout_lakehouse.lib.agp_report.load import choose_site, display_unit, load_report
+from nightscout_lakehouse.lib.agp_report.load import choose_site, display_unit, load_report, risk_zone
 from nightscout_lakehouse.lib.dbt_project import DbtProject
 from nightscout_lakehouse.lib.errors import LakehouseError
 from nightscout_lakehouse.lib.ingestion import write_batch
@@ -66,7 +66,7 @@ def person(timezone: str, interval_minutes: int, values: Iterator[tuple[datetime
 def random_walk(
     seed: int, start: datetime, days: int, interval_minutes: int, missing_share: float
 ) -> Iterator[tuple[datetime, float]]:
-    """Readings some seconds off the grid, with single ones missing, longer gaps, and no reading at 03:00 UTC on most days."""
+    """Readings some seconds off the grid; single ones are missing, and hours, and most days the hour at 03:00 UTC."""
     chance = random.Random(seed)
     value, quiet_until = 130.0, start
     for number in range(days * 24 * 60 // interval_minutes):
@@ -80,7 +80,7 @@ def random_walk(
 
 
 def engineered() -> Iterator[tuple[datetime, float]]:
-    """14 days in UTC: lows around midnight on three nights, highs at 12:00 on two days and at 15:00 and 16:00 on three."""
+    """14 days: lows around midnight on three nights, highs at 12:00 on two days and around 16:00 on three."""
     start = datetime(2026, 9, 1, tzinfo=UTC)
     for number in range(14 * 288):
         moment = start + timedelta(minutes=5 * number)
@@ -104,7 +104,7 @@ def engineered() -> Iterator[tuple[datetime, float]]:
 
 PEOPLE = {
     # Summer time ends in Berlin on 25 October 2026, and in New York on 1 November.
-    "berlin": person("Europe/Berlin", 5, random_walk(1, datetime(2026, 10, 4, 22, tzinfo=UTC), 33, 5, 0.1)),
+    "berlin": person("Europe/Berlin", 5, random_walk(5, datetime(2026, 10, 4, 22, tzinfo=UTC), 33, 5, 0.1)),
     "new-york": person("America/New_York", 5, random_walk(2, datetime(2026, 8, 1, tzinfo=UTC), 100, 5, 0.4)),
     "libre": person("Asia/Kolkata", 15, random_walk(3, datetime(2026, 10, 1, tzinfo=UTC), 16, 15, 0.05)),
     "few": person("UTC", 5, random_walk(4, datetime(2026, 10, 1, tzinfo=UTC), 3, 5, 0.0)),
@@ -187,7 +187,7 @@ def dicts(warehouse: duckdb.DuckDBPyConnection, query: str) -> list[dict[str, An
 
 
 def plain_profile(readings: list[Reading], grid: int) -> dict[int, tuple[int, int, Any, Any]]:
-    """By minute of day: readings, days, percentiles and smoothed percentiles, the last two None where there are none."""
+    """By minute of day: readings, days, percentiles and smoothed percentiles; None for percentiles not there."""
     slots = defaultdict[int, list[Reading]](list)
     for reading in readings:
         slots[(reading.local.hour * 60 + reading.local.minute) // grid * grid].append(reading)
@@ -218,13 +218,12 @@ def test_the_profile_equals_numpy(name: str, warehouse: duckdb.DuckDBPyConnectio
     sent, checked = PEOPLE[name], 0
     for days in (14, 30, 90):
         for grid in (5, 15):
-            found = {
-                row["minute_of_day"]: row
-                for row in dicts(
-                    warehouse,
-                    f"from curated.fact_glucose_profile where site = '{name}' and period = '{days}d' and grid_minutes = {grid}",
-                )
-            }
+            slots = dicts(
+                warehouse,
+                f"from curated.fact_glucose_profile where site = '{name}' and period = '{days}d'"
+                f" and grid_minutes = {grid}",
+            )
+            found = {row["minute_of_day"]: row for row in slots}
             expected = plain_profile(sent.last(days), grid)
             assert found.keys() == expected.keys()
             for minute, (reading_count, day_count, exact, smoothed) in expected.items():
@@ -263,26 +262,28 @@ def test_incremental_steps_equal_a_rebuild(built: Settings) -> None:
 # The patterns
 
 
-def plain_windows(sent: Person, is_outside: Any) -> dict[tuple[int, int], tuple[int, float]]:
-    """By first and last hour: days it happened on, and minutes a day that it happened; unless a window passes midnight."""
+def plain_windows(sent: Person, is_outside: Callable[[float], bool]) -> dict[tuple[int, int], tuple[int, float]]:
+    """By first and last hour (above 24 after midnight): days it happened on, and minutes it lasted on those days."""
     minutes = defaultdict[tuple[date, int], float](float)
     for reading in sent.last(14):
         if is_outside(reading.glucose_mg_dl):
             minutes[reading.local.date(), reading.local.hour] += sent.interval_minutes
-    hours = {
-        hour
-        for hour in range(24)
-        if len({day for (day, h), spent in minutes.items() if h == hour and spent >= 15}) >= 3
-    }
+    days_by_hour = defaultdict[int, set[date]](set)
+    for (day, hour), spent in minutes.items():
+        if spent >= 15:
+            days_by_hour[hour].add(day)
+    hours = {hour for hour, days in days_by_hour.items() if len(days) >= 3}
+    starts = [0] if len(hours) == 24 else [hour for hour in hours if (hour - 1) % 24 not in hours]
     found = {}
-    for first in hours:
-        if first - 1 not in hours:
-            last = first
-            while last + 1 in hours:
-                last += 1
-            days = {day for (day, h), spent in minutes.items() if first <= h <= last and spent >= 15}
-            total = [sum(minutes.get((day, h), 0) for h in range(first, last + 1)) for day in days]
-            found[first, last + 1] = (len(days), fmean(total))
+    for first in starts:
+        window = [first]
+        while len(window) < 24 and (window[-1] + 1) % 24 in hours:
+            window.append(window[-1] + 1)
+        # An hour after midnight belongs to the day before.
+        shifts = {hour: timedelta(days=hour // 24) for hour in window}
+        happened = {day - shifts[hour] for hour in window for day in days_by_hour[hour % 24]}
+        total = [sum(minutes.get((day + shifts[h], h % 24), 0) for h in window) for day in happened]
+        found[first, window[-1] + 1] = (len(happened), fmean(total))
     return found
 
 
@@ -290,23 +291,16 @@ def plain_windows(sent: Person, is_outside: Any) -> dict[tuple[int, int], tuple[
 @pytest.mark.parametrize("pattern", ["recurring_low", "recurring_high"])
 def test_recurring_hours_equal_a_plain_count(name: str, pattern: str, warehouse: duckdb.DuckDBPyConnection) -> None:
     expected = plain_windows(PEOPLE[name], lambda v: v < 70 if pattern == "recurring_low" else v > 180)
-    found = {
-        (row["start_hour"], row["end_hour"]): row
-        for row in dicts(
-            warehouse,
-            f"from curated.fact_glucose_patterns where site = '{name}' and pattern = '{pattern}' and pattern_key <> 'none'",
-        )
-    }
-    wraps = (
-        any(end == 24 for _, end in expected) and any(start == 0 for start, _ in expected) and (0, 24) not in expected
+    rows = dicts(
+        warehouse,
+        f"from curated.fact_glucose_patterns where site = '{name}' and pattern = '{pattern}' and pattern_key <> 'none'",
     )
-    if not wraps:
-        assert found.keys() == expected.keys()
-    for window in found.keys() & expected.keys():
-        occurrences, mean_minutes = expected[window]
-        assert found[window]["occurrences"] == occurrences
-        assert found[window]["value"] == pytest.approx(mean_minutes, rel=1e-12)
-        assert found[window]["is_recurring"] is True
+    found = {(row["start_hour"], row["end_hour"]): (row["occurrences"], row["value"]) for row in rows}
+    assert found.keys() == expected.keys()
+    assert [found[window] for window in expected] == [
+        pytest.approx(figures, rel=1e-12) for figures in expected.values()
+    ]
+    assert all(row["is_recurring"] for row in rows)
 
 
 def test_windows_merge_over_midnight_and_need_three_days_of_fifteen_minutes(
@@ -314,7 +308,8 @@ def test_windows_merge_over_midnight_and_need_three_days_of_fifteen_minutes(
 ) -> None:
     found = dicts(
         warehouse,
-        "from curated.fact_glucose_patterns where site = 'engineered' and starts_with(pattern, 'recurring') order by pattern",
+        "from curated.fact_glucose_patterns where site = 'engineered'"
+        " and pattern in ('recurring_low', 'recurring_high') order by pattern",
     )
     assert [
         (r["pattern"], r["pattern_key"], r["start_hour"], r["end_hour"], r["occurrences"], r["value"]) for r in found
@@ -365,11 +360,8 @@ def test_the_dawn_effect_equals_a_plain_count(name: str, warehouse: duckdb.DuckD
         assert row["value"] == pytest.approx(median(rises), rel=1e-12)
         assert row["is_recurring"] is (median(rises) > 20)
     if name == "engineered":
-        # Three nights had a low; of the eleven others six rose by 25 mg/dL, five by 15.
-        assert (row["days_observed"], row["occurrences"]) == (
-            11,
-            6 + 1 if row["occurrences"] == 7 else row["occurrences"],
-        )
+        # Three of the 14 nights had a low; of the others seven rose by 25 mg/dL, four by 15.
+        assert (row["days_observed"], row["occurrences"], row["value"]) == (11, 7, 25.0)
 
 
 @pytest.mark.parametrize("name", ["berlin", "new-york", "few", "one"])
@@ -401,7 +393,8 @@ def test_hours_by_weekday_equal_a_plain_count(warehouse: duckdb.DuckDBPyConnecti
         hours[reading.local.isoweekday(), reading.local.hour].append(reading.glucose_mg_dl)
     found = dicts(
         warehouse,
-        "from curated.fact_glucose_patterns where site = 'new-york' and pattern = 'weekday_hour' and metric = 'mean_mg_dl'",
+        "from curated.fact_glucose_patterns where site = 'new-york' and pattern = 'weekday_hour'"
+        " and metric = 'mean_mg_dl'",
     )
     assert {(row["day_of_week"], row["start_hour"]) for row in found} == set(hours)
     for row in found:
@@ -490,13 +483,10 @@ def test_the_report_draws_what_the_model_holds(days: int, warehouse: duckdb.Duck
 
 
 @pytest.mark.parametrize(
-    ("gri", "zone"),
-    [("0.0", "A"), ("20.0", "A"), ("20.1", "B"), ("40.0", "B"), ("79.9", "D"), ("80.1", "E"), ("100.0", "E")],
+    ("gri", "zone"), [(0.0, "A"), (20.0, "A"), (20.1, "B"), (40.0, "B"), (79.9, "D"), (80.1, "E"), (100.0, "E")]
 )
-def test_zones_of_the_risk_index(gri: str, zone: str) -> None:
-    from nightscout_lakehouse.lib.agp_report.load import risk_zone
-
-    assert risk_zone(float(gri)) == zone
+def test_zones_of_the_risk_index(gri: float, zone: str) -> None:
+    assert risk_zone(gri) == zone
 
 
 def test_one_reading_and_a_period_longer_than_the_history(warehouse: duckdb.DuckDBPyConnection) -> None:
