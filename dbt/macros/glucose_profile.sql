@@ -83,6 +83,8 @@ around_midnight as (
 stretches as (
     select
         *,
+        -- Decimals: their sum does not depend on its order, and a rebuild has to equal to the last bit.
+        cast(percentiles as decimal(18, 6) []) as exact_percentiles,
         count(*) filter (percentiles is null) over (
             partition by site, period, grid_minutes order by circle_minute rows unbounded preceding
         ) as stretch
@@ -96,8 +98,7 @@ smoothed as (
         slots.grid_minutes,
         slots.minute_of_day,
         {%- for p in percentiles %}
-        -- Ordered: the last bit of a sum depends on its order, and a rebuild has to equal to the last bit.
-        sum(neighbours.reading_count * neighbours.percentiles[{{ loop.index }}] order by neighbours.circle_minute)
+        cast(sum(neighbours.reading_count * neighbours.exact_percentiles[{{ loop.index }}]) as double)
         / sum(neighbours.reading_count) as smoothed_p{{ p }}_mg_dl{{ "," if not loop.last }}
         {%- endfor %}
     from stretches as slots

@@ -138,7 +138,29 @@ def load_report(
         curve=_curve(warehouse, site, start, end),
         profiles=_profiles(warehouse, site, max(start, end - timedelta(days=_THUMBNAIL_DAYS - 1)), end),
         made_at=made_at,
+        intervals=period_intervals(warehouse, site, days, end),
     )
+
+
+def period_intervals(
+    warehouse: duckdb.DuckDBPyConnection, site: str, days: int, end: date
+) -> dict[str, tuple[float, float]]:
+    """The 95 % intervals of this period by metric, from `fact_glucose_metrics`; none for a period that it lacks."""
+    if not warehouse.execute(
+        "select 1 from duckdb_tables() where schema_name = 'curated' and table_name = 'fact_glucose_metrics'"
+    ).fetchall():
+        return {}
+    rows = warehouse.execute(
+        """
+        select metric, ci_low, ci_high
+        from curated.fact_glucose_metrics
+        where
+            site = $site and period = $period and period_end_date = $end and day_part = 'whole'
+            and readings_used = 'all' and ci_low is not null
+        """,
+        {"site": site, "period": f"{days}d", "end": end},
+    ).fetchall()
+    return {metric: (low, high) for metric, low, high in rows}
 
 
 def glycemia_risk_index(shares: dict[str, float]) -> float:
