@@ -542,6 +542,16 @@ def test_the_unit_is_that_of_the_newest_profile(warehouse: duckdb.DuckDBPyConnec
         assert [display_unit(other, site) for site in "abc"] == [Unit.MMOL_L, Unit.MG_DL, Unit.MG_DL]
 
 
+def test_a_lake_that_is_gone_is_named(tmp_path: Path) -> None:
+    file = tmp_path / "profiles.parquet"
+    with duckdb.connect() as other:
+        other.execute(f"copy (select 'a' as site, 'mmol' as units) to '{file}'")
+        other.execute(f"create schema lake; create view lake.nightscout_profiles as from '{file}'")
+        file.unlink()
+        with pytest.raises(LakehouseError, match="The lake cannot be read"):
+            display_unit(other, "a")
+
+
 def test_intervals_come_from_the_metrics_of_the_same_period() -> None:
     with duckdb.connect() as other:
         assert period_intervals(other, "a", 14, date(2026, 11, 1)) == {}

@@ -19,7 +19,7 @@ from nightscout_lakehouse.lib.agp_report.content import (
     RangeShare,
     Unit,
 )
-from nightscout_lakehouse.lib.errors import LakehouseError
+from nightscout_lakehouse.lib.errors import LakeError, LakehouseError
 from nightscout_lakehouse.lib.settings import DBT_PROJECT_DIR
 
 MOST_DAYS = 366
@@ -48,20 +48,27 @@ def choose_site(warehouse: duckdb.DuckDBPyConnection, name: str | None) -> str:
 
 
 def display_unit(warehouse: duckdb.DuckDBPyConnection, site: str) -> Unit:
-    """The unit that the site's newest profile names, or mg/dL while nothing says it."""
+    """The unit that the site's newest profile names, or mg/dL while nothing says it.
+
+    Raises:
+        LakeError: The lake's profiles cannot be read.
+    """
     known = warehouse.execute(
         "select 1 from duckdb_views() where schema_name = 'lake' and view_name = 'nightscout_profiles'"
     ).fetchall()
     if not known:
         return Unit.MG_DL
-    row = warehouse.execute(
-        """
-        select max_by(lower(units), (profile_timestamp, profile_id)) filter (units is not null)
-        from lake.nightscout_profiles
-        where site = ? and kind = 'profile' and not is_deleted and not is_duplicate
-        """,
-        [site],
-    ).fetchone()
+    try:
+        row = warehouse.execute(
+            """
+            select max_by(lower(units), (profile_timestamp, profile_id)) filter (units is not null)
+            from lake.nightscout_profiles
+            where site = ? and kind = 'profile' and not is_deleted and not is_duplicate
+            """,
+            [site],
+        ).fetchone()
+    except duckdb.IOException as error:
+        raise LakeError(f"The lake cannot be read: {error}", "With --unit, it need not be.") from None
     return Unit.MMOL_L if row is not None and str(row[0]).startswith("mmol") else Unit.MG_DL
 
 
