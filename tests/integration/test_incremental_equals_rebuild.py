@@ -35,6 +35,8 @@ TABLES = (
     "curated.fact_daily_insulin",
     "curated.fact_meals",
     "curated.fact_loop_status",
+    "curated.fact_glucose_profile",
+    "curated.fact_glucose_patterns",
 )
 FETCHED_AT = datetime(2026, 11, 20, tzinfo=UTC)
 # Around the end of summer time in Berlin (25 October 2026, 01:00 UTC) and in New York (1 November, 06:00 UTC).

@@ -118,6 +118,8 @@ def test_the_marts_say_what_was_sent(marts: PostgresConnection) -> None:
     _current(marts)
     _recent(marts)
     _hourly_pattern(marts)
+    _profile(marts)
+    _patterns(marts)
 
 
 def _time_in_range(marts: PostgresConnection) -> None:
@@ -209,3 +211,40 @@ def _hourly_pattern(marts: PostgresConnection) -> None:
             assert mine[hour]["reading_count"] == len(values)
             assert mine[hour]["avg_glucose_mg_dl"] == pytest.approx(fmean(values), rel=1e-9)
             assert mine[hour]["median_glucose_mg_dl"] == pytest.approx(median(values), rel=1e-9)
+
+
+def _profile(marts: PostgresConnection) -> None:
+    found = rows(marts, "select * from marts.mart_glucose_agp where period = '30d' and grid_minutes = 15")
+    for site in ZONES:
+        newest = max(by_day(site))
+        slots = defaultdict(list)
+        for reading in SENT[site]:
+            if reading.local.date() > newest - timedelta(days=30):
+                slots[reading.local.hour * 60 + reading.local.minute // 15 * 15].append(reading)
+        mine = {row["minute_of_day"]: row for row in found if row["site"] == site}
+        assert set(mine) == set(range(0, 1440, 15))
+        for minute, row in mine.items():
+            readings = slots[minute]
+            assert row["time_of_day"] == f"{minute // 60:02d}:{minute % 60:02d}"
+            assert row["reading_count"] == len(readings)
+            if len({reading.local.date() for reading in readings}) < 5:
+                assert row["p50_mg_dl"] is row["smoothed_p50_mg_dl"] is None
+            else:
+                assert row["p50_mg_dl"] == pytest.approx(median([r.glucose_mg_dl for r in readings]), rel=1e-9)
+                assert row["p5_mg_dl"] <= row["smoothed_p50_mg_dl"] <= row["p95_mg_dl"]
+
+
+def _patterns(marts: PostgresConnection) -> None:
+    found = rows(marts, "select * from marts.mart_glucose_patterns")
+    assert {row["site"] for row in found} == set(ZONES)
+    assert all(row["description"].endswith(".") for row in found)
+    hourly = {
+        (row["site"], row["day_of_week"], row["hour_of_day"]): row
+        for row in rows(marts, "select * from marts.mart_glucose_hourly_pattern")
+    }
+    mine = [row for row in found if row["pattern"] == "weekday_hour" and row["metric"] == "time_in_range_pct"]
+    assert len(mine) == len(hourly)
+    for row in mine:
+        same = hourly[row["site"], row["day_of_week"], row["start_hour"]]
+        assert row["reading_count"] == same["reading_count"]
+        assert row["value"] == pytest.approx(same["time_in_range_pct"], rel=1e-9, abs=1e-9)

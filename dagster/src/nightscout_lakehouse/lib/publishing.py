@@ -59,6 +59,8 @@ PUBLISHED_TABLES: Final = (
     PublishedTable("fact_daily_insulin", ("site", "reading_date"), grain="day"),
     PublishedTable("fact_meals", ("meal_id",), grain="day", indexes=(("site", "reading_date"),)),
     PublishedTable("fact_loop_status", ("site", "slot_timestamp"), grain="day", indexes=(("site", "reading_date"),)),
+    PublishedTable("fact_glucose_profile", ("site", "period", "grid_minutes", "minute_of_day"), grain="site"),
+    PublishedTable("fact_glucose_patterns", ("site", "pattern", "pattern_key", "metric"), grain="site"),
 )
 
 
