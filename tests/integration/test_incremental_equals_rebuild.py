@@ -23,6 +23,8 @@ from nightscout_lakehouse.lib.warehouse import connect
 MODELS = ["tag:stg", "tag:int", "tag:curated"]
 TABLES = (
     "intermediate.int_glucose_enriched",
+    "intermediate.int_sensor_starts",
+    "intermediate.int_reading_flags",
     "curated.fact_glucose_readings",
     "curated.dim_glucose_date",
     "curated.dim_site",
@@ -119,6 +121,8 @@ def test_a_day_that_vanishes_leaves_every_model(settings: Settings, lake: Lake) 
     project.build("duckdb", MODELS)
     assert {name: len(rows) for name, rows in tables(settings).items()} == {
         "intermediate.int_glucose_enriched": 0,
+        "intermediate.int_sensor_starts": 0,
+        "intermediate.int_reading_flags": 0,
         "curated.fact_glucose_readings": 0,
         "curated.dim_glucose_date": 0,
         "curated.dim_site": 1,
