@@ -10,36 +10,49 @@
 {%- endmacro %}
 
 {#
+  Rows of `site`, `first_day`, `last_day`, between which days have changed (with those beside them), and `day_before`,
+  `day_after`: the nearest days with readings around them, else the same days.
+#}
+{% macro changed_range(model_name, readings) -%}
+    (
+        with changed as (
+            select
+                site,
+                min(coalesce(reading_date, date '0001-01-02')) - 1 as first_day,
+                max(coalesce(reading_date, date '9999-12-30')) + 1 as last_day
+            from {{ changes_since_watermark(model_name) }}
+            group by site
+        ),
+
+        with_readings as (
+            select
+                changed.site,
+                max(readings.reading_date) filter (readings.reading_date < changed.first_day) as day_before,
+                min(readings.reading_date) filter (readings.reading_date > changed.last_day) as day_after
+            from changed
+            inner join {{ readings }} as readings on changed.site = readings.site
+            group by changed.site
+        )
+
+        select
+            changed.site,
+            changed.first_day,
+            changed.last_day,
+            coalesce(with_readings.day_before, changed.first_day) as day_before,
+            coalesce(with_readings.day_after, changed.last_day) as day_after
+        from changed
+        left join with_readings on changed.site = with_readings.site
+    )
+{%- endmacro %}
+
+{#
   Rows of `site`, `window_start`, `window_end`: readings from and to these belong to what is computed again. Both are
   readings in range that no change has touched; infinite where there is none within 14 days.
 #}
 {% macro recomputed_windows(model_name, readings) -%}
     (
         with changed as (
-            select
-                site,
-                min(reading_date) - 1 as first_day,
-                max(reading_date) + 1 as last_day,
-                bool_or(reading_date is null) as is_whole
-            from {{ changes_since_watermark(model_name) }}
-            group by site
-        ),
-
-        days_with_readings as (
-            select
-                changed.*,
-                (
-                    select max(readings.reading_date)
-                    from {{ readings }} as readings
-                    where readings.site = changed.site and readings.reading_date < changed.first_day
-                ) as day_before,
-                (
-                    select min(readings.reading_date)
-                    from {{ readings }} as readings
-                    where readings.site = changed.site and readings.reading_date > changed.last_day
-                ) as day_after
-            from changed
-            where not is_whole
+            select * from {{ changed_range(model_name, readings) }}
         ),
 
         untouched as (
@@ -48,13 +61,19 @@
                 readings.entry_id,
                 readings.reading_timestamp,
                 readings.sensor_interval_minutes,
-                readings.reading_date > days.last_day as is_after,
+                readings.reading_date > changed.last_day as is_after,
                 readings.glucose_mg_dl between 70 and 180 as is_in_range
             from {{ readings }} as readings
-            inner join days_with_readings as days on readings.site = days.site
+            inner join changed on readings.site = changed.site
             where
-                (readings.reading_date >= days.day_before - 14 and readings.reading_date < days.first_day)
-                or (readings.reading_date > days.last_day and readings.reading_date <= days.day_after + 14)
+                (
+                    readings.reading_date < changed.first_day
+                    and date_diff('day', readings.reading_date, changed.day_before) <= 14
+                )
+                or (
+                    readings.reading_date > changed.last_day
+                    and date_diff('day', changed.day_after, readings.reading_date) <= 14
+                )
         ),
 
         numbered as (
@@ -116,6 +135,20 @@
             episodes.site = recomputed.site
             and episodes.start_timestamp > recomputed.window_start
             and episodes.start_timestamp < recomputed.window_end
+    {%- else -%}
+        select 1
+    {%- endif -%}
+{%- endmacro %}
+
+{# Pre-hook: the gaps that will be inserted again leave first. #}
+{% macro delete_recomputed_gaps() -%}
+    {%- if is_incremental() -%}
+        delete from {{ this }} as gaps
+        using {{ changed_range(this.name, ref('fact_glucose_readings')) }} as changed
+        where
+            gaps.site = changed.site
+            and gaps.end_date >= changed.first_day
+            and gaps.start_date <= changed.last_day
     {%- else -%}
         select 1
     {%- endif -%}
