@@ -28,6 +28,9 @@ TABLES = (
     "curated.fact_glucose_readings",
     "curated.dim_glucose_date",
     "curated.dim_site",
+    "curated.fact_glucose_episodes",
+    "curated.fact_sensor_gaps",
+    "curated.dim_sensor_session",
 )
 FETCHED_AT = datetime(2026, 11, 20, tzinfo=UTC)
 # Around the end of summer time in Berlin (25 October 2026, 01:00 UTC) and in New York (1 November, 06:00 UTC).
@@ -126,6 +129,9 @@ def test_a_day_that_vanishes_leaves_every_model(settings: Settings, lake: Lake) 
         "curated.fact_glucose_readings": 0,
         "curated.dim_glucose_date": 0,
         "curated.dim_site": 1,
+        "curated.fact_glucose_episodes": 0,
+        "curated.fact_sensor_gaps": 0,
+        "curated.dim_sensor_session": 0,
     }
 
 

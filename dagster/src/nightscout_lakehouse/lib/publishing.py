@@ -55,6 +55,9 @@ PUBLISHED_TABLES: Final = (
     PublishedTable("dim_glucose_date", ("site", "reading_date"), grain="day"),
     # The index finds the rows of a changed day here, and for the marts that are built from it.
     PublishedTable("fact_glucose_readings", ("entry_id",), grain="day", indexes=(("site", "reading_date"),)),
+    PublishedTable("fact_glucose_episodes", ("episode_id",), grain="site", indexes=(("site", "start_date"),)),
+    PublishedTable("fact_sensor_gaps", ("gap_id",), grain="site", indexes=(("site", "start_date"),)),
+    PublishedTable("dim_sensor_session", ("site", "device", "session_start"), grain="site"),
 )
 
 
