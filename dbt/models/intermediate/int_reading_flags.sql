@@ -120,7 +120,7 @@ compression_lows as (
     where
         not is_cut
         and (nadir_hour >= 23 or nadir_hour < 7)
-        and minutes_until_back <= 46
+        and minutes_until_back <= 31
         and fastest_fall_mg_dl >= 30
         and fastest_rise_mg_dl >= 30
         -- From a level that was held, back to it at once, and no further.
