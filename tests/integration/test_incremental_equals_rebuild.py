@@ -24,6 +24,8 @@ from nightscout_lakehouse.lib.warehouse import connect
 MODELS = ["tag:stg", "tag:int", "tag:curated"]
 TABLES = (
     "intermediate.int_glucose_enriched",
+    "intermediate.int_sensor_starts",
+    "intermediate.int_reading_flags",
     "curated.fact_glucose_readings",
     "curated.dim_glucose_date",
     "curated.dim_site",
@@ -37,6 +39,9 @@ TABLES = (
     "curated.fact_loop_status",
     "curated.fact_glucose_profile",
     "curated.fact_glucose_patterns",
+    "curated.fact_glucose_episodes",
+    "curated.fact_sensor_gaps",
+    "curated.dim_sensor_session",
 )
 FETCHED_AT = datetime(2026, 11, 20, tzinfo=UTC)
 # Around the end of summer time in Berlin (25 October 2026, 01:00 UTC) and in New York (1 November, 06:00 UTC).
@@ -180,6 +185,8 @@ def test_a_day_that_vanishes_leaves_every_model(settings: Settings, lake: Lake) 
     project.build("duckdb", MODELS)
     assert {name: len(rows) for name, rows in tables(settings).items()} == {
         "intermediate.int_glucose_enriched": 0,
+        "intermediate.int_sensor_starts": 0,
+        "intermediate.int_reading_flags": 0,
         "curated.fact_glucose_readings": 0,
         "curated.dim_glucose_date": 0,
         "curated.dim_site": 1,

@@ -61,6 +61,9 @@ PUBLISHED_TABLES: Final = (
     PublishedTable("fact_loop_status", ("site", "slot_timestamp"), grain="day", indexes=(("site", "reading_date"),)),
     PublishedTable("fact_glucose_profile", ("site", "period", "grid_minutes", "minute_of_day"), grain="site"),
     PublishedTable("fact_glucose_patterns", ("site", "pattern", "pattern_key", "metric"), grain="site"),
+    PublishedTable("fact_glucose_episodes", ("episode_id",), grain="site", indexes=(("site", "start_date"),)),
+    PublishedTable("fact_sensor_gaps", ("gap_id",), grain="site", indexes=(("site", "start_date"),)),
+    PublishedTable("dim_sensor_session", ("site", "device", "session_start"), grain="site"),
 )
 
 
