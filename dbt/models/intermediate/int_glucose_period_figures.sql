@@ -1,215 +1,90 @@
-{{
-    config(
-        incremental_strategy='delete+insert',
-        on_schema_change='fail',
-        pre_hook="{{ delete_recomputed_sites() }}",
-        post_hook="{{ move_watermark() }}",
-    )
-}}
+{{ config(materialized='view') }}
 
-{% set key = 'site, period, period_end_date, day_part, readings_used' %}
+{% set percentiles = ['p5', 'p10', 'p25', 'median', 'p75', 'p90', 'p95'] %}
+{% set ranges = [
+    'very_low', 'low', 'in_range', 'high', 'very_high', 'below_range', 'above_range', 'in_tight_range'
+] %}
 
-with calendar as (
-    select * from {{ ref('int_glucose_calendar') }}
-    {% if is_incremental() %}
-        where {{ is_recomputed_site(this.name) }}
-    {% endif %}
+with sums as (
+    select * from {{ ref('int_glucose_period_sums') }}
 ),
 
-components as (
-    select * from {{ ref('int_glucose_daily_components') }}
-    {% if is_incremental() %}
-        where {{ is_recomputed_site(this.name) }}
-    {% endif %}
-),
-
-readings as (
-    select * from {{ ref('int_glucose_counted_readings') }}
-    {% if is_incremental() %}
-        where {{ is_recomputed_site(this.name) }}
-    {% endif %}
-),
-
-lengths (period, period_days) as (
-    values ('7d', 7), ('14d', 14), ('30d', 30), ('90d', 90)
-),
-
-periods as (
-    select distinct
-        calendar.site,
-        lengths.period,
-        calendar.newest_date - lengths.period_days + 1 as period_start_date,
-        calendar.newest_date as period_end_date
-    from calendar
-    cross join lengths
-    union all
-    select distinct
-        site,
-        'all' as period,
-        first_date as period_start_date,
-        newest_date as period_end_date
-    from calendar
-    union all
-    select distinct
-        site,
-        'day' as period,
-        reading_date as period_start_date,
-        reading_date as period_end_date
-    from calendar
-    where reading_date > newest_date - 90
-),
-
-which_readings (readings_used) as (
-    values ('all'), ('unflagged')
-),
-
-period_days as (
+shares as (
     select
-        periods.period,
-        periods.period_start_date,
-        periods.period_end_date,
-        which_readings.readings_used,
-        calendar.*
-    from periods
-    inner join calendar
-        on
-            periods.site = calendar.site
-            and calendar.reading_date between periods.period_start_date and periods.period_end_date
-    cross join which_readings
+        *,
+        least(100, 100 * reading_count / expected_readings) as coverage_pct,
+        100 * very_low_count / reading_count as time_very_low_pct,
+        100 * low_count / reading_count as time_low_pct,
+        100 * in_range_count / reading_count as time_in_range_pct,
+        100 * high_count / reading_count as time_high_pct,
+        100 * very_high_count / reading_count as time_very_high_pct,
+        100 * (very_low_count + low_count) / reading_count as time_below_range_pct,
+        100 * (high_count + very_high_count) / reading_count as time_above_range_pct,
+        100 * tight_range_count / reading_count as time_in_tight_range_pct
+    from sums
 ),
 
-daily as (
+with_gri as (
     select
-        period_days.*,
-        components.* exclude (site, reading_date, day_part, readings_used),
-        components.glucose_sum / components.reading_count as mean_of_day_mg_dl
-    from period_days
-    left join components
-        on
-            period_days.site = components.site
-            and period_days.reading_date = components.reading_date
-            and period_days.day_part = components.day_part
-            and period_days.readings_used = components.readings_used
-),
-
-sums as (
-    select
-        {{ key }},
-        min(period_start_date) as period_start_date,
-        period_end_date - min(greatest(period_start_date, first_date)) + 1 as days_covered,
-        avg(part_minutes order by reading_date) as minutes_a_day,
-        sum(expected_readings order by reading_date) as expected_readings,
-        coalesce(sum(reading_count), 0) as reading_count,
-        {% for range in ['very_low', 'low', 'in_range', 'high', 'very_high', 'tight_range'] %}
-            sum({{ range }}_count) as {{ range }}_count,
-        {% endfor %}
-        sum(glucose_sum order by reading_date) / sum(reading_count) as mean_mg_dl,
-        min(min_mg_dl) as min_mg_dl,
-        max(max_mg_dl) as max_mg_dl,
-        sum(low_risk_sum order by reading_date) / sum(reading_count) as lbgi,
-        sum(high_risk_sum order by reading_date) / sum(reading_count) as hbgi,
-        -- Figures of days: not for a part of the day.
-        avg(low_risk_max + high_risk_max order by reading_date) filter (day_part = 'whole') as adrr,
-        avg(sd_mg_dl order by reading_date) filter (day_part = 'whole') as sd_within_day_mg_dl,
-        stddev_samp(mean_of_day_mg_dl order by reading_date) filter (day_part = 'whole') as sd_between_day_mg_dl,
-        {% for lag in ['1h', '2h', '4h', '24h'] %}
-            sum(pair_{{ lag }}_count) as pair_{{ lag }}_count,
-            sum(difference_{{ lag }}_sum order by reading_date) as difference_{{ lag }}_sum,
-            sum(difference_square_{{ lag }}_sum order by reading_date) as difference_square_{{ lag }}_sum,
-        {% endfor %}
-        sum(absolute_difference_24h_sum order by reading_date) as absolute_difference_24h_sum,
-        sum(absolute_step_sum order by reading_date) as absolute_step_sum,
-        sum(step_minutes_sum order by reading_date) as step_minutes_sum,
-        sum(excess_length_sum order by reading_date) as excess_length_sum,
-        max(mage_mg_dl) filter (period = 'day') as mage_of_day_mg_dl,
-        case
-            when period in ('7d', '14d', '30d', '90d')
-                then glucose_bootstrap(
-                    concat_ws('/', site, period, day_part, readings_used),
-                    {% for column in [
-                        'reading_count', 'very_low_count', 'low_count', 'in_range_count', 'high_count',
-                        'very_high_count', 'glucose_sum'
-                    ] %}
-                        {% if loop.first %}
-                            list(reading_date order by reading_date) filter (reading_count > 0),
-                        {% endif %}
-                        list(cast({{ column }} as double) order by reading_date) filter (reading_count > 0)
-                        {{- ',' if not loop.last }}
-                    {% endfor %}
-                )
-        end as intervals
-    from daily
-    group by {{ key }}
-    -- The newest day has no such part yet.
-    having sum(expected_readings) > 0
-),
-
--- The spread within the days and that of the days' means around the period's mean, which has to be known first.
-spreads as (
-    select
-        {% for column in key.split(', ') %}
-            daily.{{ column }},
-        {% endfor %}
-        sqrt(
-            sum(
-                daily.squared_deviation_sum
-                + daily.reading_count * pow(daily.mean_of_day_mg_dl - sums.mean_mg_dl, 2)
-                order by daily.reading_date
-            ) / nullif(any_value(sums.reading_count) - 1, 0)
-        ) as sd_mg_dl
-    from daily
-    inner join sums
-        using ({{ key }})
-    where daily.reading_count > 0
-    group by all
-),
-
-period_readings as (
-    select
-        period_days.site,
-        period_days.period,
-        period_days.period_end_date,
-        period_days.day_part,
-        period_days.readings_used,
-        readings.reading_ms,
-        readings.glucose_mg_dl
-    from period_days
-    inner join readings
-        on
-            period_days.site = readings.site
-            and period_days.reading_date = readings.reading_date
-            and period_days.readings_used = readings.readings_used
-            and period_days.day_part in ('whole', readings.part_of_reading)
-),
-
-percentiles as (
-    select
-        {{ key }},
-        quantile_cont(glucose_mg_dl, [0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95]) as percentiles_mg_dl
-    from period_readings
-    group by {{ key }}
-),
-
-excursions as (
-    select
-        {{ key }},
-        glucose_mage(
-            list(reading_ms / 60000.0 order by reading_ms), list(glucose_mg_dl order by reading_ms)
-        ) as mage_mg_dl
-    from period_readings
-    where day_part = 'whole' and period <> 'day'
-    group by {{ key }}
+        *,
+        least(
+            100,
+            3.0 * time_very_low_pct + 2.4 * time_low_pct + 1.6 * time_very_high_pct + 0.8 * time_high_pct
+        ) as gri
+    from shares
 )
 
 select
-    sums.*,
-    spreads.sd_mg_dl,
-    percentiles.percentiles_mg_dl,
-    coalesce(excursions.mage_mg_dl, sums.mage_of_day_mg_dl) as mage_mg_dl
-from sums
-left join spreads
-    using ({{ key }})
-left join percentiles
-    using ({{ key }})
-left join excursions
-    using ({{ key }})
+    site,
+    period,
+    period_start_date,
+    period_end_date,
+    day_part,
+    readings_used,
+    days_covered,
+    intervals,
+    cast(reading_count as double) as reading_count,
+    cast(round(expected_readings) as double) as expected_reading_count,
+    cast(coverage_pct as double) as coverage_pct,
+    mean_mg_dl,
+    sd_mg_dl,
+    100 * sd_mg_dl / mean_mg_dl as cv_pct,
+    min_mg_dl,
+    max_mg_dl,
+    {% for percentile in percentiles %}
+        percentiles_mg_dl[{{ loop.index }}] as {{ percentile }}_mg_dl,
+    {% endfor %}
+    percentiles_mg_dl[5] - percentiles_mg_dl[3] as iqr_mg_dl,
+    {% for range in ranges %}
+        cast(time_{{ range }}_pct as double) as time_{{ range }}_pct,
+        cast(time_{{ range }}_pct / 100 * minutes_a_day as double) as time_{{ range }}_minutes,
+    {% endfor %}
+    3.31 + 0.02392 * mean_mg_dl as gmi_pct,
+    12.71 + 4.70587 * mean_mg_dl / 18.01559 as gmi_mmol_mol,
+    (mean_mg_dl + 46.7) / 28.7 as estimated_a1c_adag_pct,
+    cast(gri as double) as gri,
+    cast(time_very_low_pct + 0.8 * time_low_pct as double) as gri_hypo_component,
+    cast(time_very_high_pct + 0.5 * time_high_pct as double) as gri_hyper_component,
+    cast(greatest(1, ceil(gri / 20)) as double) as gri_zone,
+    lbgi,
+    hbgi,
+    adrr,
+    0.001 * pow(mean_mg_dl + sd_mg_dl, 2) as j_index,
+    mage_mg_dl,
+    case when pair_24h_count >= 2 then absolute_difference_24h_sum / pair_24h_count end as modd_mg_dl,
+    {% for lag in ['1h', '2h', '4h', '24h'] %}
+        case
+            when pair_{{ lag }}_count >= 2
+                then sqrt(
+                    greatest(
+                        0,
+                        difference_square_{{ lag }}_sum - pow(difference_{{ lag }}_sum, 2) / pair_{{ lag }}_count
+                    ) / (pair_{{ lag }}_count - 1)
+                )
+        end as conga_{{ lag }}_mg_dl,
+    {% endfor %}
+    60 * absolute_step_sum / step_minutes_sum as mag_mg_dl_per_hour,
+    100 * excess_length_sum / step_minutes_sum as gvp_pct,
+    sd_within_day_mg_dl,
+    sd_between_day_mg_dl
+from with_gri

@@ -1,0 +1,205 @@
+{{
+    config(
+        materialized='incremental',
+        unique_key=['site', 'readings_used', 'metric'],
+        incremental_strategy='delete+insert',
+        on_schema_change='fail',
+        pre_hook="{{ delete_recomputed_sites() }}",
+        post_hook="{{ move_watermark() }}",
+    )
+}}
+
+{% set metrics = [
+    'mean_mg_dl', 'time_in_range_pct', 'time_below_range_pct', 'time_above_range_pct', 'gmi_pct', 'gri', 'cv_pct'
+] %}
+
+with figures as (
+    select
+        *,
+        case period when '14d' then 'now' when '14d_before' then 'before' end as side
+    from {{ ref('int_glucose_period_figures') }}
+    where
+        day_part = 'whole' and period in ('14d', '14d_before', 'day')
+        {% if is_incremental() %}
+            and {{ is_recomputed_site(this.name) }}
+        {% endif %}
+),
+
+periods as (
+    select
+        site,
+        readings_used,
+        side,
+        period_start_date,
+        period_end_date,
+        days_covered,
+        coverage_pct,
+        {{ metrics | join(', ') }}
+    from figures
+    where side is not null
+),
+
+period_values as (
+    unpivot periods on {{ metrics | join(', ') }} into name metric value value
+),
+
+-- Effect size: Hedges 1981, on the days that have at least 70 % of their readings, at least five on each side.
+days as (
+    select
+        periods.side,
+        daily.*
+    from figures as daily
+    inner join periods
+        on
+            daily.site = periods.site
+            and daily.readings_used = periods.readings_used
+            and daily.period_end_date between periods.period_start_date and periods.period_end_date
+    where daily.period = 'day' and daily.coverage_pct >= 70
+),
+
+day_values as (
+    unpivot (select side, site, readings_used, period_end_date, {{ metrics | join(', ') }} from days)
+    on {{ metrics | join(', ') }} into name metric value value
+),
+
+day_spreads as (
+    select
+        site,
+        readings_used,
+        metric,
+        {% for side in ['now', 'before'] %}
+            count(*) filter (side = '{{ side }}') as {{ side }}_count,
+            avg(value order by period_end_date) filter (side = '{{ side }}') as {{ side }}_mean,
+            var_samp(value order by period_end_date) filter (side = '{{ side }}') as {{ side }}_variance,
+        {% endfor %}
+    from day_values
+    group by site, readings_used, metric
+),
+
+pooled as (
+    select
+        *,
+        now_count + before_count - 2 as degrees_of_freedom,
+        sqrt(
+            ((now_count - 1) * now_variance + (before_count - 1) * before_variance) / (now_count + before_count - 2)
+        ) as pooled_sd
+    from day_spreads
+    where now_count >= 5 and before_count >= 5
+),
+
+effects as (
+    select
+        site,
+        readings_used,
+        metric,
+        -- Below this the days do not differ at all but for rounding.
+        case
+            when pooled_sd > 1e-9 * greatest(1, abs(now_mean))
+                then (now_mean - before_mean) / pooled_sd * (1 - 3 / (4.0 * degrees_of_freedom - 1))
+        end as effect_size
+    from pooled
+),
+
+components as (
+    select
+        periods.side,
+        daily.*
+    from {{ ref('int_glucose_daily_components') }} as daily
+    inner join periods
+        on
+            daily.site = periods.site
+            and daily.readings_used = periods.readings_used
+            and daily.reading_date between periods.period_start_date and periods.period_end_date
+    where daily.day_part = 'whole'
+),
+
+resampled as (
+    select
+        site,
+        readings_used,
+        unnest(glucose_difference_intervals(
+            concat_ws('/', site, readings_used),
+            {% for side in ['now', 'before'] %}
+                list(reading_date order by reading_date) filter (side = '{{ side }}'),
+                list(
+                    [
+                        reading_count, very_low_count, low_count, in_range_count, high_count, very_high_count,
+                        glucose_sum, squared_deviation_sum + glucose_sum * glucose_sum / reading_count
+                    ]::double[]
+                    order by reading_date
+                ) filter (side = '{{ side }}'){{ ',' if not loop.last }}
+            {% endfor %}
+        )) as interval_of_metric
+    from components
+    group by site, readings_used
+),
+
+hour_figures as (
+    select * from {{ ref('int_glucose_hour_figures') }}
+),
+
+hour_values as (
+    unpivot hour_figures on {{ metrics | join(', ') }} into name metric value value
+),
+
+values_by_side as (
+    select
+        site,
+        readings_used,
+        metric,
+        max(value) filter (side = 'now') as value_now,
+        max(value) filter (side = 'before') as value_before
+    from period_values
+    group by site, readings_used, metric
+),
+
+adjusted_by_side as (
+    select
+        site,
+        readings_used,
+        metric,
+        max(hours_compared) as hours_compared,
+        max(value) filter (side = 'now') as adjusted_value_now,
+        max(value) filter (side = 'before') as adjusted_value_before
+    from hour_values
+    group by site, readings_used, metric
+)
+
+select
+    both.site,
+    both.readings_used,
+    both.metric,
+    case when suffix(both.metric, '_mg_dl') then 'mg/dL' when both.metric = 'gri' then 'index' else '%' end as unit,
+    now.period_start_date as now_start_date,
+    now.period_end_date as now_end_date,
+    cast(now.period_start_date - 14 as date) as before_start_date,
+    cast(now.period_start_date - 1 as date) as before_end_date,
+    both.value_now,
+    both.value_before,
+    both.value_now - both.value_before as difference,
+    resampled.interval_of_metric.low as difference_ci_low,
+    resampled.interval_of_metric.high as difference_ci_high,
+    effects.effect_size as effect_size_hedges_g,
+    now.coverage_pct as coverage_now_pct,
+    coalesce(before.coverage_pct, 0) as coverage_before_pct,
+    adjusted.adjusted_value_now,
+    adjusted.adjusted_value_before,
+    adjusted.adjusted_value_now - adjusted.adjusted_value_before as adjusted_difference,
+    cast(coalesce(adjusted.hours_compared, 0) as integer) as hours_compared,
+    now.coverage_pct >= 70 and now.days_covered >= 14
+    and coalesce(before.coverage_pct >= 70 and before.days_covered >= 14, false) as is_comparable
+from values_by_side as both
+inner join periods as now
+    on both.site = now.site and both.readings_used = now.readings_used and now.side = 'now'
+left join periods as before
+    on both.site = before.site and both.readings_used = before.readings_used and before.side = 'before'
+left join effects
+    on both.site = effects.site and both.readings_used = effects.readings_used and both.metric = effects.metric
+left join resampled
+    on
+        both.site = resampled.site
+        and both.readings_used = resampled.readings_used
+        and both.metric = resampled.interval_of_metric.metric
+left join adjusted_by_side as adjusted
+    on both.site = adjusted.site and both.readings_used = adjusted.readings_used and both.metric = adjusted.metric
+where both.value_now is not null
