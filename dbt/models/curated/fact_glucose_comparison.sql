@@ -166,17 +166,17 @@ adjusted_by_side as (
 )
 
 select
-    both.site,
-    both.readings_used,
-    both.metric,
-    case when suffix(both.metric, '_mg_dl') then 'mg/dL' when both.metric = 'gri' then 'index' else '%' end as unit,
+    sides.site,
+    sides.readings_used,
+    sides.metric,
+    case when suffix(sides.metric, '_mg_dl') then 'mg/dL' when sides.metric = 'gri' then 'index' else '%' end as unit,
     now.period_start_date as now_start_date,
     now.period_end_date as now_end_date,
     cast(now.period_start_date - 14 as date) as before_start_date,
     cast(now.period_start_date - 1 as date) as before_end_date,
-    both.value_now,
-    both.value_before,
-    both.value_now - both.value_before as difference,
+    sides.value_now,
+    sides.value_before,
+    sides.value_now - sides.value_before as difference,
     resampled.interval_of_metric.low as difference_ci_low,
     resampled.interval_of_metric.high as difference_ci_high,
     effects.effect_size as effect_size_hedges_g,
@@ -188,18 +188,18 @@ select
     cast(coalesce(adjusted.hours_compared, 0) as integer) as hours_compared,
     now.coverage_pct >= 70 and now.days_covered >= 14
     and coalesce(before.coverage_pct >= 70 and before.days_covered >= 14, false) as is_comparable
-from values_by_side as both
+from values_by_side as sides
 inner join periods as now
-    on both.site = now.site and both.readings_used = now.readings_used and now.side = 'now'
+    on sides.site = now.site and sides.readings_used = now.readings_used and now.side = 'now'
 left join periods as before
-    on both.site = before.site and both.readings_used = before.readings_used and before.side = 'before'
+    on sides.site = before.site and sides.readings_used = before.readings_used and before.side = 'before'
 left join effects
-    on both.site = effects.site and both.readings_used = effects.readings_used and both.metric = effects.metric
+    on sides.site = effects.site and sides.readings_used = effects.readings_used and sides.metric = effects.metric
 left join resampled
     on
-        both.site = resampled.site
-        and both.readings_used = resampled.readings_used
-        and both.metric = resampled.interval_of_metric.metric
+        sides.site = resampled.site
+        and sides.readings_used = resampled.readings_used
+        and sides.metric = resampled.interval_of_metric.metric
 left join adjusted_by_side as adjusted
-    on both.site = adjusted.site and both.readings_used = adjusted.readings_used and both.metric = adjusted.metric
-where both.value_now is not null
+    on sides.site = adjusted.site and sides.readings_used = adjusted.readings_used and sides.metric = adjusted.metric
+where sides.value_now is not null

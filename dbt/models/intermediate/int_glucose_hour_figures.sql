@@ -30,11 +30,13 @@ hours as (
         periods.readings_used,
         periods.side,
         readings.hour_of_day,
-        sum(readings.sensor_interval_minutes) / (60 * any_value(periods.days_covered)) as covered_share,
+        sum(readings.sensor_interval_minutes order by readings.sensor_interval_minutes)
+        / (60 * min(periods.days_covered)) as covered_share,
         avg(readings.glucose_mg_dl order by readings.glucose_mg_dl) as mean_mg_dl,
         var_pop(readings.glucose_mg_dl order by readings.glucose_mg_dl) as variance,
         100.0 * count(*) filter (readings.glucose_mg_dl < 54) / count(*) as very_low_pct,
         100.0 * count(*) filter (readings.glucose_mg_dl >= 54 and readings.glucose_mg_dl < 70) / count(*) as low_pct,
+        100.0 * count(*) filter (readings.glucose_mg_dl between 70 and 180) / count(*) as in_range_pct,
         100.0 * count(*) filter (readings.glucose_mg_dl > 180 and readings.glucose_mg_dl <= 250) / count(*) as high_pct,
         100.0 * count(*) filter (readings.glucose_mg_dl > 250) / count(*) as very_high_pct
     from {{ ref('int_glucose_counted_readings') }} as readings
@@ -63,6 +65,7 @@ hour_means as (
         avg(mean_mg_dl order by hour_of_day) as mean_mg_dl,
         avg(very_low_pct order by hour_of_day) as very_low_pct,
         avg(low_pct order by hour_of_day) as low_pct,
+        avg(in_range_pct order by hour_of_day) as in_range_pct,
         avg(high_pct order by hour_of_day) as high_pct,
         avg(very_high_pct order by hour_of_day) as very_high_pct,
         sqrt(
@@ -78,7 +81,7 @@ select
     side,
     hours_compared,
     mean_mg_dl,
-    100 - very_low_pct - low_pct - high_pct - very_high_pct as time_in_range_pct,
+    in_range_pct as time_in_range_pct,
     very_low_pct + low_pct as time_below_range_pct,
     high_pct + very_high_pct as time_above_range_pct,
     3.31 + 0.02392 * mean_mg_dl as gmi_pct,
