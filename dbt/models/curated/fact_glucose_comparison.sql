@@ -43,7 +43,7 @@ period_values as (
     unpivot periods on {{ metrics | join(', ') }} into name metric value value
 ),
 
--- Effect size: Hedges 1981, on the days that have at least 70 % of their readings, at least five on each side.
+-- Effect size: Hedges 1981, on the days that have at least 70 % of a whole day's readings, five or more on each side.
 days as (
     select
         periods.side,
@@ -54,7 +54,7 @@ days as (
             daily.site = periods.site
             and daily.readings_used = periods.readings_used
             and daily.period_end_date between periods.period_start_date and periods.period_end_date
-    where daily.period = 'day' and daily.coverage_pct >= 70
+    where daily.period = 'day' and daily.reading_count >= 0.7 * daily.expected_in_full
 ),
 
 day_values as (
@@ -118,7 +118,7 @@ resampled as (
         site,
         readings_used,
         unnest(glucose_difference_intervals(
-            concat_ws('/', site, readings_used),
+            site,
             {% for side in ['now', 'before'] %}
                 list(reading_date order by reading_date) filter (side = '{{ side }}'),
                 list(

@@ -29,7 +29,7 @@ tidy as (
     on columns(
         * exclude (
             site, period, period_start_date, period_end_date, day_part, readings_used, days_covered, intervals,
-            readings, readings_expected, coverage
+            expected_in_full, readings, readings_expected, coverage
         )
     )
     into name metric value value
@@ -54,12 +54,12 @@ units as (
 -- Battelino 2019, adults with type 1 or 2 diabetes; of whole days only.
 targets (metric, target, bound, is_upper_bound, is_bound_met) as (
     values
-    ('time_very_low_pct', '< 1 %', 1, true, false),
-    ('time_below_range_pct', '< 4 %', 4, true, false),
-    ('time_in_range_pct', '> 70 %', 70, false, false),
-    ('time_above_range_pct', '< 25 %', 25, true, false),
-    ('time_very_high_pct', '< 5 %', 5, true, false),
-    ('cv_pct', '≤ 36 %', 36, true, true)
+    ('time_very_low_pct', '< 1', 1, true, false),
+    ('time_below_range_pct', '< 4', 4, true, false),
+    ('time_in_range_pct', '> 70', 70, false, false),
+    ('time_above_range_pct', '< 25', 25, true, false),
+    ('time_very_high_pct', '< 5', 5, true, false),
+    ('cv_pct', '≤ 36', 36, true, true)
 )
 
 select

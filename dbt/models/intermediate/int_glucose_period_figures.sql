@@ -42,6 +42,7 @@ select
     day_part,
     readings_used,
     days_covered,
+    expected_in_full,
     intervals,
     cast(reading_count as double) as reading_count,
     cast(round(expected_readings) as double) as expected_reading_count,

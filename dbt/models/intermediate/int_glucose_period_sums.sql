@@ -100,6 +100,7 @@ sums as (
         period_end_date - min(greatest(period_start_date, first_date)) + 1 as days_covered,
         avg(part_minutes order by reading_date) as minutes_a_day,
         sum(expected_readings order by reading_date) as expected_readings,
+        sum(part_minutes / sensor_interval_minutes order by reading_date) as expected_in_full,
         coalesce(sum(reading_count), 0) as reading_count,
         {% for range in ['very_low', 'low', 'in_range', 'high', 'very_high', 'tight_range'] %}
             sum({{ range }}_count) as {{ range }}_count,
@@ -125,8 +126,9 @@ sums as (
         max(mage_mg_dl) filter (period = 'day') as mage_of_day_mg_dl,
         case
             when period in ('7d', '14d', '30d', '90d')
+                -- The same draws for both choices of readings: where they agree, so do the intervals.
                 then glucose_bootstrap(
-                    concat_ws('/', site, period, day_part, readings_used),
+                    concat_ws('/', site, period, day_part),
                     {% for column in [
                         'reading_count', 'very_low_count', 'low_count', 'in_range_count', 'high_count',
                         'very_high_count', 'glucose_sum'

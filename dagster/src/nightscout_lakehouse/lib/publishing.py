@@ -55,6 +55,12 @@ PUBLISHED_TABLES: Final = (
     PublishedTable("dim_glucose_date", ("site", "reading_date"), grain="day"),
     # The index finds the rows of a changed day here, and for the marts that are built from it.
     PublishedTable("fact_glucose_readings", ("entry_id",), grain="day", indexes=(("site", "reading_date"),)),
+    PublishedTable(
+        "fact_glucose_metrics",
+        ("site", "period", "metric", "period_end_date", "day_part", "readings_used"),
+        grain="site",
+    ),
+    PublishedTable("fact_glucose_comparison", ("site", "readings_used", "metric"), grain="site"),
 )
 
 
