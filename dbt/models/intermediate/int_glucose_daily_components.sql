@@ -40,11 +40,10 @@ levels as (
         day_part,
         readings_used,
         count(*) as reading_count,
-        -- Ordered: the last bit of a sum depends on its order, and a rebuild has to equal to the last bit.
-        sum(glucose_mg_dl order by glucose_mg_dl) as glucose_sum,
-        -- Around the day's own mean: sums of plain squares lose the digits of a small SD.
+        {{ exact_sum('glucose_mg_dl') }} as glucose_sum,
+        -- Around the day's own mean: sums of plain squares lose the digits of a small SD. Ordered, since its last bit
+        -- depends on the order, and a rebuild has to equal to the last bit.
         var_pop(glucose_mg_dl order by glucose_mg_dl) * count(*) as squared_deviation_sum,
-        stddev_samp(glucose_mg_dl order by glucose_mg_dl) as sd_mg_dl,
         min(glucose_mg_dl) as min_mg_dl,
         max(glucose_mg_dl) as max_mg_dl,
         count(*) filter (glucose_mg_dl < 54) as very_low_count,
@@ -53,8 +52,8 @@ levels as (
         count(*) filter (glucose_mg_dl > 180 and glucose_mg_dl <= 250) as high_count,
         count(*) filter (glucose_mg_dl > 250) as very_high_count,
         count(*) filter (glucose_mg_dl between 70 and 140) as tight_range_count,
-        sum(low_risk order by glucose_mg_dl) as low_risk_sum,
-        sum(high_risk order by glucose_mg_dl) as high_risk_sum,
+        {{ exact_sum('low_risk') }} as low_risk_sum,
+        {{ exact_sum('high_risk') }} as high_risk_sum,
         max(low_risk) as low_risk_max,
         max(high_risk) as high_risk_max,
         glucose_mage(
@@ -89,6 +88,7 @@ pairs as (
 
 select
     levels.*,
+    sqrt(levels.squared_deviation_sum / nullif(levels.reading_count - 1, 0)) as sd_mg_dl,
     {% for lag in ['1h', '2h', '4h', '24h'] %}
         coalesce(pairs.pair_{{ lag }}_count, 0) as pair_{{ lag }}_count,
         pairs.difference_{{ lag }}_sum,

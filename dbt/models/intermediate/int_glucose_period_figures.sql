@@ -27,10 +27,14 @@ shares as (
 with_gri as (
     select
         *,
-        least(
-            100,
-            3.0 * time_very_low_pct + 2.4 * time_low_pct + 1.6 * time_very_high_pct + 0.8 * time_high_pct
-        ) as gri
+        -- `least` alone would make a 100 of nothing.
+        case
+            when reading_count > 0
+                then least(
+                    100,
+                    3.0 * time_very_low_pct + 2.4 * time_low_pct + 1.6 * time_very_high_pct + 0.8 * time_high_pct
+                )
+        end as gri
     from shares
 )
 
@@ -66,7 +70,7 @@ select
     cast(gri as double) as gri,
     cast(time_very_low_pct + 0.8 * time_low_pct as double) as gri_hypo_component,
     cast(time_very_high_pct + 0.5 * time_high_pct as double) as gri_hyper_component,
-    cast(greatest(1, ceil(gri / 20)) as double) as gri_zone,
+    cast(case when gri is not null then greatest(1, ceil(gri / 20)) end as double) as gri_zone,
     lbgi,
     hbgi,
     adrr,

@@ -87,7 +87,7 @@ def bootstrap_intervals(key: str, days: Sequence[DailyCounts]) -> Intervals | No
 
 
 def resampled_sums(key: str, columns: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Sums of the days' columns, shape (RESAMPLES, columns), each over as many days as there are, drawn with replacement.
+    """Sums of the days' columns over as many days as there are, drawn with replacement; shape (RESAMPLES, columns).
 
     Args:
         key: What the draws follow from: see `bootstrap_intervals`.

@@ -18,7 +18,8 @@ class DailySums:
 
     Attributes:
         day: The local day.
-        sums: How many readings; how many very low, low, in range, high and very high; their sum and the sum of their squares.
+        sums: How many readings; how many very low, low, in range, high and very high; their sum and the sum of their
+            squares.
     """
 
     day: date
