@@ -20,68 +20,75 @@ with readings as (
         reading_ms,
         glucose_mg_dl,
         cast(sensor_interval_minutes * 30000 as bigint) as tolerance_ms,
-        {
-            'reading_ms': reading_ms,
-            'glucose_mg_dl': glucose_mg_dl,
-            'reading_date': reading_date,
-            'part': part_of_reading
-        } as reading
+        {'ms': reading_ms, 'mg_dl': glucose_mg_dl} as reading,
+        (reading_date - date '2000-01-01') // 30 as own_block,
+        (reading_date + 2 - date '2000-01-01') // 30 as block_that_looks_back
     from {{ ref('int_glucose_counted_readings') }} as counted
     {% if is_incremental() %}
         where {{ is_recomputed(this.name, 'counted', days_before=3, days_after=2) }}
     {% endif %}
 ),
 
+-- In blocks of 30 days with the two days before: the cost of a window's frames grows faster than its rows.
+blocks as (
+    select
+        *,
+        unnest(list_distinct([own_block, block_that_looks_back])) as block
+    from readings
+),
+
 -- Around the moment n hours ago, the last reading before and the first after it, each within half a sensor interval.
 with_earlier as (
     select
-        *,
+        * exclude (tolerance_ms, reading, block_that_looks_back),
+        min(reading_ms) over (
+            partition by site, readings_used, block, reading_date, part_of_reading
+        ) as part_starts_ms,
         lag(reading) over in_order as reading_previous,
         {% for lag_name, lag_ms in lags.items() %}
             last_value(reading) over (
                 in_order range between {{ lag_ms }} + tolerance_ms preceding and {{ lag_ms }} preceding
-            ) as reading_before_{{ lag_name }},
+            ) as before_{{ lag_name }},
             first_value(reading) over (
                 in_order range between {{ lag_ms }} preceding and {{ lag_ms }} - tolerance_ms preceding
-            ) as reading_after_{{ lag_name }}{{ ',' if not loop.last }}
+            ) as after_{{ lag_name }}{{ ',' if not loop.last }}
         {% endfor %}
-    from readings
-    window in_order as (partition by site, readings_used order by reading_ms)
+    from blocks
+    window in_order as (partition by site, readings_used, block order by reading_ms)
 ),
 
--- The nearer of the two; of two equally near the earlier.
+-- The nearer of the two; of two equally near the earlier. And the reading just before, if at most 45 minutes ago: over
+-- a longer gap nothing is known of the way.
 pairs as (
-    {% for lag_name, lag_ms in lags.items() %}
-        select
-            site,
-            readings_used,
-            reading_date,
-            part_of_reading,
-            reading_ms,
-            glucose_mg_dl,
-            '{{ lag_name }}' as lag_name,
-            case
-                when
-                    reading_before_{{ lag_name }} is null
-                    or reading_ms - {{ lag_ms }} - reading_before_{{ lag_name }}.reading_ms
-                    > reading_after_{{ lag_name }}.reading_ms - (reading_ms - {{ lag_ms }})
-                    then reading_after_{{ lag_name }}
-                else reading_before_{{ lag_name }}
-            end as earlier
-        from with_earlier
-        union all
-    {% endfor %}
     select
         site,
         readings_used,
         reading_date,
         part_of_reading,
+        part_starts_ms,
         reading_ms,
         glucose_mg_dl,
-        'previous' as lag_name,
-        -- Over a longer gap nothing is known of the way.
-        case when reading_ms - reading_previous.reading_ms <= 2700000 then reading_previous end as earlier
+        unnest([
+            {% for lag_name, lag_ms in lags.items() %}
+                {
+                    'lag_name': '{{ lag_name }}',
+                    'earlier': case
+                        when
+                            before_{{ lag_name }} is null
+                            or reading_ms - {{ lag_ms }} - before_{{ lag_name }}.ms
+                            > after_{{ lag_name }}.ms - (reading_ms - {{ lag_ms }})
+                            then after_{{ lag_name }}
+                        else before_{{ lag_name }}
+                    end
+                },
+            {% endfor %}
+            {
+                'lag_name': 'previous',
+                'earlier': case when reading_ms - reading_previous.ms <= 2700000 then reading_previous end
+            }
+        ]) as pair
     from with_earlier
+    where block = own_block
 ),
 
 differences as (
@@ -89,20 +96,19 @@ differences as (
         site,
         readings_used,
         reading_date,
-        lag_name,
-        glucose_mg_dl - earlier.glucose_mg_dl as difference_mg_dl,
-        (reading_ms - earlier.reading_ms) / 60000.0 as minutes,
+        pair.lag_name as lag_name,
+        glucose_mg_dl - pair.earlier.mg_dl as difference_mg_dl,
+        (reading_ms - pair.earlier.ms) / 60000.0 as minutes,
         -- A pair counts for the whole day, and for a part of it where both readings lie in the same night or day.
         unnest(
             case
-                when lag_name <> '24h' and reading_date = earlier.reading_date and part_of_reading = earlier.part
-                    then ['whole', part_of_reading]
+                when pair.lag_name <> '24h' and pair.earlier.ms >= part_starts_ms then ['whole', part_of_reading]
                 else ['whole']
             end
         ) as day_part
     from pairs
     where
-        earlier is not null
+        pair.earlier is not null
         {% if is_incremental() %}
             and {{ is_recomputed(this.name, 'pairs', days_after=2) }}
         {% endif %}
