@@ -70,7 +70,8 @@ day_spreads as (
         {% for side in ['now', 'before'] %}
             count(*) filter (side = '{{ side }}') as {{ side }}_count,
             avg(value order by period_end_date) filter (side = '{{ side }}') as {{ side }}_mean,
-            var_samp(value order by period_end_date) filter (side = '{{ side }}') as {{ side }}_variance,
+            var_samp(value order by period_end_date) filter (side = '{{ side }}') as {{ side }}_variance
+            {{- ',' if not loop.last }}
         {% endfor %}
     from day_values
     group by site, readings_used, metric
@@ -123,15 +124,25 @@ resampled as (
                 list(reading_date order by reading_date) filter (side = '{{ side }}'),
                 list(
                     [
-                        reading_count, very_low_count, low_count, in_range_count, high_count, very_high_count,
-                        glucose_sum, squared_deviation_sum + glucose_sum * glucose_sum / reading_count
-                    ]::double[]
+                        cast(reading_count as double), very_low_count, low_count, in_range_count, high_count,
+                        very_high_count, glucose_sum, squared_deviation_sum + glucose_sum * glucose_sum / reading_count
+                    ]
                     order by reading_date
                 ) filter (side = '{{ side }}'){{ ',' if not loop.last }}
             {% endfor %}
         )) as interval_of_metric
     from components
     group by site, readings_used
+),
+
+intervals as (
+    select
+        site,
+        readings_used,
+        struct_extract(interval_of_metric, 'metric') as metric,
+        struct_extract(interval_of_metric, 'low') as ci_low,
+        struct_extract(interval_of_metric, 'high') as ci_high
+    from resampled
 ),
 
 hour_figures as (
@@ -170,36 +181,36 @@ select
     sides.readings_used,
     sides.metric,
     case when suffix(sides.metric, '_mg_dl') then 'mg/dL' when sides.metric = 'gri' then 'index' else '%' end as unit,
-    now.period_start_date as now_start_date,
-    now.period_end_date as now_end_date,
-    cast(now.period_start_date - 14 as date) as before_start_date,
-    cast(now.period_start_date - 1 as date) as before_end_date,
+    latest.period_start_date as now_start_date,
+    latest.period_end_date as now_end_date,
+    cast(latest.period_start_date - 14 as date) as before_start_date,
+    cast(latest.period_start_date - 1 as date) as before_end_date,
     sides.value_now,
     sides.value_before,
     sides.value_now - sides.value_before as difference,
-    resampled.interval_of_metric.low as difference_ci_low,
-    resampled.interval_of_metric.high as difference_ci_high,
+    intervals.ci_low as difference_ci_low,
+    intervals.ci_high as difference_ci_high,
     effects.effect_size as effect_size_hedges_g,
-    now.coverage_pct as coverage_now_pct,
-    coalesce(before.coverage_pct, 0) as coverage_before_pct,
+    latest.coverage_pct as coverage_now_pct,
+    coalesce(earlier.coverage_pct, 0) as coverage_before_pct,
     adjusted.adjusted_value_now,
     adjusted.adjusted_value_before,
     adjusted.adjusted_value_now - adjusted.adjusted_value_before as adjusted_difference,
     cast(coalesce(adjusted.hours_compared, 0) as integer) as hours_compared,
-    now.coverage_pct >= 70 and now.days_covered >= 14
-    and coalesce(before.coverage_pct >= 70 and before.days_covered >= 14, false) as is_comparable
+    latest.coverage_pct >= 70 and latest.days_covered >= 14
+    and coalesce(earlier.coverage_pct >= 70 and earlier.days_covered >= 14, false) as is_comparable
 from values_by_side as sides
-inner join periods as now
-    on sides.site = now.site and sides.readings_used = now.readings_used and now.side = 'now'
-left join periods as before
-    on sides.site = before.site and sides.readings_used = before.readings_used and before.side = 'before'
+inner join periods as latest
+    on sides.site = latest.site and sides.readings_used = latest.readings_used and latest.side = 'now'
+left join periods as earlier
+    on sides.site = earlier.site and sides.readings_used = earlier.readings_used and earlier.side = 'before'
 left join effects
     on sides.site = effects.site and sides.readings_used = effects.readings_used and sides.metric = effects.metric
-left join resampled
+left join intervals
     on
-        sides.site = resampled.site
-        and sides.readings_used = resampled.readings_used
-        and sides.metric = resampled.interval_of_metric.metric
+        sides.site = intervals.site
+        and sides.readings_used = intervals.readings_used
+        and sides.metric = intervals.metric
 left join adjusted_by_side as adjusted
     on sides.site = adjusted.site and sides.readings_used = adjusted.readings_used and sides.metric = adjusted.metric
 where sides.value_now is not null

@@ -28,8 +28,9 @@ tidy as (
     unpivot periods
     on columns(
         * exclude (
-            site, period, period_start_date, period_end_date, day_part, readings_used, days_covered, intervals,
-            expected_in_full, readings, readings_expected, coverage
+            site, period, period_start_date, period_end_date, day_part, readings_used, days_covered,
+            expected_in_full, tir_ci_low, tir_ci_high, gmi_ci_low, gmi_ci_high, gri_ci_low, gri_ci_high,
+            readings, readings_expected, coverage
         )
     )
     into name metric value value
@@ -77,16 +78,16 @@ select
     cast(units.coverage as double) as coverage_pct,
     units.coverage >= 70 and units.days_covered >= 14 as is_sufficient,
     case units.metric
-        when 'time_in_range_pct' then units.intervals.tir_low
-        when 'gmi_pct' then units.intervals.gmi_low
-        when 'gmi_mmol_mol' then 12.71 + 4.70587 * (units.intervals.gmi_low - 3.31) / 0.02392 / 18.01559
-        when 'gri' then units.intervals.gri_low
+        when 'time_in_range_pct' then units.tir_ci_low
+        when 'gmi_pct' then units.gmi_ci_low
+        when 'gmi_mmol_mol' then 12.71 + 4.70587 * (units.gmi_ci_low - 3.31) / 0.02392 / 18.01559
+        when 'gri' then units.gri_ci_low
     end as ci_low,
     case units.metric
-        when 'time_in_range_pct' then units.intervals.tir_high
-        when 'gmi_pct' then units.intervals.gmi_high
-        when 'gmi_mmol_mol' then 12.71 + 4.70587 * (units.intervals.gmi_high - 3.31) / 0.02392 / 18.01559
-        when 'gri' then units.intervals.gri_high
+        when 'time_in_range_pct' then units.tir_ci_high
+        when 'gmi_pct' then units.gmi_ci_high
+        when 'gmi_mmol_mol' then 12.71 + 4.70587 * (units.gmi_ci_high - 3.31) / 0.02392 / 18.01559
+        when 'gri' then units.gri_ci_high
     end as ci_high,
     targets.target,
     case

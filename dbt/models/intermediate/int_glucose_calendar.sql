@@ -9,10 +9,11 @@
 
 with readings as (
     select * from {{ ref('int_glucose_enriched') }}
-    where not is_near_duplicate
-    {% if is_incremental() %}
-        and {{ is_recomputed_site(this.name) }}
-    {% endif %}
+    where
+        not is_near_duplicate
+        {% if is_incremental() %}
+            and {{ is_recomputed_site(this.name) }}
+        {% endif %}
 ),
 
 sites as (

@@ -19,8 +19,11 @@ with readings as (
         part_of_reading,
         reading_ms,
         glucose_mg_dl,
-        cast(sensor_interval_minutes * 30000 as bigint) as tolerance_ms,
-        {'ms': reading_ms, 'mg_dl': glucose_mg_dl} as reading,
+        {% for lag_name, lag_ms in lags.items() %}
+            {{ lag_ms }} + cast(sensor_interval_minutes * 30000 as bigint) as furthest_{{ lag_name }}_ms,
+            {{ lag_ms }} - cast(sensor_interval_minutes * 30000 as bigint) as nearest_{{ lag_name }}_ms,
+        {% endfor %}
+        { 'ms': reading_ms, 'mg_dl': glucose_mg_dl } as reading,
         (reading_date - date '2000-01-01') // 30 as own_block,
         (reading_date + 2 - date '2000-01-01') // 30 as block_that_looks_back
     from {{ ref('int_glucose_counted_readings') }} as counted
@@ -40,21 +43,31 @@ blocks as (
 -- Around the moment n hours ago, the last reading before and the first after it, each within half a sensor interval.
 with_earlier as (
     select
-        * exclude (tolerance_ms, reading, block_that_looks_back),
+        site,
+        readings_used,
+        reading_date,
+        part_of_reading,
+        reading_ms,
+        glucose_mg_dl,
+        own_block,
+        block,
         min(reading_ms) over (
             partition by site, readings_used, block, reading_date, part_of_reading
         ) as part_starts_ms,
-        lag(reading) over in_order as reading_previous,
         {% for lag_name, lag_ms in lags.items() %}
             last_value(reading) over (
-                in_order range between {{ lag_ms }} + tolerance_ms preceding and {{ lag_ms }} preceding
+                partition by site, readings_used, block
+                order by reading_ms
+                range between furthest_{{ lag_name }}_ms preceding and {{ lag_ms }} preceding
             ) as before_{{ lag_name }},
             first_value(reading) over (
-                in_order range between {{ lag_ms }} preceding and {{ lag_ms }} - tolerance_ms preceding
-            ) as after_{{ lag_name }}{{ ',' if not loop.last }}
+                partition by site, readings_used, block
+                order by reading_ms
+                range between {{ lag_ms }} preceding and nearest_{{ lag_name }}_ms preceding
+            ) as after_{{ lag_name }},
         {% endfor %}
+        lag(reading) over (partition by site, readings_used, block order by reading_ms) as reading_previous
     from blocks
-    window in_order as (partition by site, readings_used, block order by reading_ms)
 ),
 
 -- The nearer of the two; of two equally near the earlier. And the reading just before, if at most 45 minutes ago: over
@@ -96,7 +109,7 @@ differences as (
         site,
         readings_used,
         reading_date,
-        pair.lag_name as lag_name,
+        pair.lag_name,
         glucose_mg_dl - pair.earlier.mg_dl as difference_mg_dl,
         (reading_ms - pair.earlier.ms) / 60000.0 as minutes,
         -- A pair counts for the whole day, and for a part of it where both readings lie in the same night or day.

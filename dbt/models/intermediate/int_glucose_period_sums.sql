@@ -7,7 +7,9 @@
     )
 }}
 
-{% set key = 'site, period, period_end_date, day_part, readings_used' %}
+{% set key_columns = ['site', 'period', 'period_end_date', 'day_part', 'readings_used'] %}
+{% set key = key_columns | join(', ') %}
+{% set range_counts = ['very_low_count', 'low_count', 'in_range_count', 'high_count', 'very_high_count'] %}
 
 with calendar as (
     select * from {{ ref('int_glucose_calendar') }}
@@ -82,7 +84,7 @@ period_days as (
 daily as (
     select
         period_days.*,
-        components.* exclude (site, reading_date, day_part, readings_used),
+        components.* exclude (site, reading_date, day_part, readings_used), -- noqa: RF02
         components.glucose_sum / components.reading_count as mean_of_day_mg_dl
     from period_days
     left join components
@@ -129,16 +131,11 @@ sums as (
                 -- The same draws for both choices of readings: where they agree, so do the intervals.
                 then glucose_bootstrap(
                     concat_ws('/', site, period, day_part),
-                    {% for column in [
-                        'reading_count', 'very_low_count', 'low_count', 'in_range_count', 'high_count',
-                        'very_high_count', 'glucose_sum'
-                    ] %}
-                        {% if loop.first %}
-                            list(reading_date order by reading_date) filter (reading_count > 0),
-                        {% endif %}
-                        list(cast({{ column }} as double) order by reading_date) filter (reading_count > 0)
-                        {{- ',' if not loop.last }}
+                    list(reading_date order by reading_date) filter (reading_count > 0),
+                    {% for column in ['reading_count'] + range_counts %}
+                        list(cast({{ column }} as double) order by reading_date) filter (reading_count > 0),
                     {% endfor %}
+                    list(glucose_sum order by reading_date) filter (reading_count > 0)
                 )
         end as intervals
     from daily
@@ -150,7 +147,7 @@ sums as (
 -- The spread within the days and that of the days' means around the period's mean, which has to be known first.
 spreads as (
     select
-        {% for column in key.split(', ') %}
+        {% for column in key_columns %}
             daily.{{ column }},
         {% endfor %}
         sqrt(
@@ -162,7 +159,7 @@ spreads as (
         ) as sd_mg_dl
     from daily
     inner join sums
-        using ({{ key }})
+        on {{ same_key('daily', 'sums', key_columns) }}
     where daily.reading_count > 0
     group by all
 ),
@@ -211,8 +208,8 @@ select
     coalesce(excursions.mage_mg_dl, sums.mage_of_day_mg_dl) as mage_mg_dl
 from sums
 left join spreads
-    using ({{ key }})
+    on {{ same_key('sums', 'spreads', key_columns) }}
 left join percentiles
-    using ({{ key }})
+    on {{ same_key('sums', 'percentiles', key_columns) }}
 left join excursions
-    using ({{ key }})
+    on {{ same_key('sums', 'excursions', key_columns) }}
