@@ -64,15 +64,14 @@ day_values as (
 
 day_spreads as (
     select
-        site,
-        readings_used,
-        metric,
         {% for side in ['now', 'before'] %}
             count(*) filter (side = '{{ side }}') as {{ side }}_count,
             avg(value order by period_end_date) filter (side = '{{ side }}') as {{ side }}_mean,
-            var_samp(value order by period_end_date) filter (side = '{{ side }}') as {{ side }}_variance
-            {{- ',' if not loop.last }}
+            var_samp(value order by period_end_date) filter (side = '{{ side }}') as {{ side }}_variance,
         {% endfor %}
+        site,
+        readings_used,
+        metric
     from day_values
     group by site, readings_used, metric
 ),
