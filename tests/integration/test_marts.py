@@ -123,6 +123,8 @@ def test_the_marts_say_what_was_sent(marts: PostgresConnection) -> None:
     _patterns(marts)
     _episodes(marts)
     _sensor_sessions(marts)
+    _metrics(marts)
+    _comparison(marts)
 
 
 def _time_in_range(marts: PostgresConnection) -> None:
@@ -292,3 +294,52 @@ def _sensor_sessions(marts: PostgresConnection) -> None:
             assert row["expected_reading_count"] == slots
             assert row["coverage_pct"] == pytest.approx(100 * row["reading_count"] / slots, rel=1e-12)
             assert (row["mard_pct"], row["finger_stick_count"]) == (None, 0)
+
+
+def _metrics(marts: PostgresConnection) -> None:
+    found = rows(
+        marts,
+        "select * from marts.mart_glucose_metrics where metric in ('mean_mg_dl', 'time_in_range_pct', 'coverage_pct')"
+        " and day_part = 'whole' and readings_used = 'all'",
+    )
+    assert {row["site"] for row in found} == set(ZONES)
+    for row in found:
+        days = by_day(row["site"])
+        values = [
+            v
+            for day, of_day in days.items()
+            if row["period_start_date"] <= day <= row["period_end_date"]
+            for v in of_day
+        ]
+        assert row["reading_count"] == len(values)
+        if row["metric"] == "coverage_pct":
+            assert row["value"] == row["coverage_pct"]
+            assert row["is_sufficient"] is (
+                row["value"] >= 70 and (row["period_end_date"] - max(row["period_start_date"], min(days))).days >= 13
+            )
+        elif row["metric"] == "mean_mg_dl":
+            assert row["value"] == pytest.approx(fmean(values), rel=1e-9)
+            assert row["target"] is None
+        else:
+            assert row["value"] == pytest.approx(100 * ranges(values)["in_range"] / len(values), rel=1e-9)
+            assert row["is_target_met"] is (row["value"] > 70)
+    assert {row["period"] for row in found} == {"day", "7d", "14d", "30d", "90d", "all"}
+
+
+def _comparison(marts: PostgresConnection) -> None:
+    found = {
+        row["site"]: row
+        for row in rows(
+            marts,
+            "select * from marts.mart_glucose_comparison where metric = 'mean_mg_dl' and readings_used = 'all'",
+        )
+    }
+    assert set(found) == set(ZONES)
+    days = by_day("anna")
+    sides = [
+        [v for day, values in days.items() if 0 <= (max(days) - day).days - back < 14 for v in values]
+        for back in (0, 14)
+    ]
+    assert found["anna"]["difference"] == pytest.approx(fmean(sides[0]) - fmean(sides[1]), rel=1e-9)
+    assert found["ben"]["value_before"] is None
+    assert found["ben"]["is_comparable"] is False

@@ -64,6 +64,12 @@ PUBLISHED_TABLES: Final = (
     PublishedTable("fact_glucose_episodes", ("episode_id",), grain="site", indexes=(("site", "start_date"),)),
     PublishedTable("fact_sensor_gaps", ("gap_id",), grain="site", indexes=(("site", "start_date"),)),
     PublishedTable("dim_sensor_session", ("site", "device", "session_start"), grain="site"),
+    PublishedTable(
+        "fact_glucose_metrics",
+        ("site", "period", "metric", "period_end_date", "day_part", "readings_used"),
+        grain="site",
+    ),
+    PublishedTable("fact_glucose_comparison", ("site", "readings_used", "metric"), grain="site"),
 )
 
 
