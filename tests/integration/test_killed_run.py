@@ -16,6 +16,7 @@ import duckdb
 import pytest
 
 from nightscout_lakehouse.demo import DemoServer, DemoStore, Person
+from nightscout_lakehouse.demo.therapy import Therapy
 
 pytestmark = [pytest.mark.e2e, pytest.mark.postgres]
 
@@ -69,7 +70,7 @@ def test_a_lake_whose_runs_were_killed_equals_one_whose_run_was_not(folder: Path
     person, now = Person(seed=11), datetime.now(UTC)
     entries = list(person.entries(now - timedelta(days=DAYS), now))
     killed, whole = folder / "killed", folder / "whole"
-    with DemoServer(DemoStore(entries, profiles=[person.profile()])) as server:
+    with DemoServer(DemoStore(entries, profiles=Therapy(person).profiles())) as server:
         kill_when(start(killed, server.url), lambda: len(list(killed.glob("lake/raw/*/*/batch=*"))) >= 2)
         kill_when(start(killed, server.url), lambda: bool(list(killed.glob("lake/processed/**/entries.parquet"))))
         kill_when(start(killed, server.url), (killed / "postgres" / "port").is_file)

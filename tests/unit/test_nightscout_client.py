@@ -156,7 +156,7 @@ def test_retry_after_can_be_a_time(server: ScriptedServer) -> None:
     later = format_datetime(datetime.now(UTC) + timedelta(seconds=20), usegmt=True)
     server.answers = [send(503, "{}", Retry_After=later), send(200, "[]")]
     with client(server.url, waits) as nightscout:
-        nightscout.entries(0, 1, 1)
+        nightscout.documents(ENTRIES, 0, 1, 1)
     (wait,) = waits
     assert 15 < wait <= 20
 
@@ -165,7 +165,7 @@ def test_one_connection_serves_all_requests(server: ScriptedServer) -> None:
     server.answers = [send(200, json.dumps([ENTRY]))]
     with client(server.url) as nightscout:
         for start in range(5):
-            nightscout.entries(start, start + 1, 1)
+            nightscout.documents(ENTRIES, start, start + 1, 1)
     assert len(server.requests) == 5
     assert len(server.connections) == 1
 
