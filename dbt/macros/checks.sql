@@ -1,6 +1,6 @@
 {#
   What the data tests look at: the days that changed since the model's tests last passed. `ops.checks` moves only when
-  all tests of a model pass (lib/dbt_project.py), so a day with a fault is looked at again at every tick until it is
+  all tests of a model pass (lib/data_tests.py), so a day with a fault is looked at again at every tick until it is
   mended. `lakehouse check --full` looks at everything.
 #}
 
@@ -12,15 +12,12 @@
     {%- set given = ["(" ~ config.get('where') ~ ")"] if config.get('where') else [] -%}
     {%- set scopes = [] -%}
     {%- if execute and target.type == 'duckdb' -%}
-        {%- set unchecked = is_unchecked(relation) | trim -%}
-        {%- if unchecked != 'true' -%}
-            {%- do scopes.append(unchecked) -%}
-            {%- set names = column_names(relation) -%}
-            {%- if 'site' in names -%}
-                {%- do scopes.append("site is null") -%}
-            {%- endif -%}
-            {%- if 'reading_date' in names -%}
-                {%- do scopes.append("reading_date is null" ~ (" and site is not null" if 'site' in names)) -%}
+        {%- set found = incremental_shape(relation) -%}
+        {%- if found.is_incremental and found.has_site -%}
+            {%- do scopes.append(is_unchecked(relation, found=found) | trim) -%}
+            {%- do scopes.append("site is null") -%}
+            {%- if found.has_reading_date -%}
+                {%- do scopes.append("reading_date is null and site is not null") -%}
             {%- endif -%}
         {%- endif -%}
     {%- endif -%}
@@ -34,31 +31,30 @@
     {%- do return("(" ~ parts | join(" union all ") ~ ") dbt_subquery") -%}
 {%- endmacro %}
 
-{% macro column_names(relation) -%}
-    {%- do return(adapter.get_columns_in_relation(relation) | map(attribute='name') | list) -%}
-{%- endmacro %}
-
 {# Condition on the rows of a model: not checked yet. All rows of a model that is built whole every time. #}
-{% macro is_unchecked(relation, alias='') -%}
-    {%- if not execute or not is_incremental_by_arrival(relation) -%}
+{% macro is_unchecked(relation, alias='', found=none) -%}
+    {%- set found = found or (incremental_shape(relation) if execute else {}) -%}
+    {%- if not found.is_incremental or not found.has_site -%}
         true
+    {%- elif found.has_reading_date -%}
+        {# Wider than any model computes again: where old and new days meet, things go wrong. #}
+        {{ is_of_changed_days(changes_since_check(relation.identifier), alias, days_before=3, days_after=3) }}
     {%- else -%}
-        {%- set names = column_names(relation) -%}
-        {%- set changes = changes_since_check(relation.identifier) -%}
-        {%- if 'site' in names and 'reading_date' in names -%}
-            {# Wider than any model computes again: where old and new days meet, things go wrong. #}
-            {{ is_of_changed_days(changes, alias, days_before=3, days_after=3) }}
-        {%- elif 'site' in names -%}
-            {{ alias ~ '.' if alias else '' }}site in (select changes.site from {{ changes }} as changes)
-        {%- else -%}
-            true
-        {%- endif -%}
+        {{ alias ~ '.' if alias else '' }}site in (
+            select changes.site from {{ changes_since_check(relation.identifier) }} as changes
+        )
     {%- endif -%}
 {%- endmacro %}
 
-{% macro is_incremental_by_arrival(relation) -%}
-    {%- set query = "select count(*) from ops.watermarks where consumer = '" ~ relation.identifier ~ "'" -%}
-    {%- do return(run_query(query).rows[0][0] > 0) -%}
+{# Whether the model has a watermark, and which of the columns that a change names. #}
+{% macro incremental_shape(relation) -%}
+    {%- set row = run_query(
+        "select exists (from ops.watermarks where consumer = '" ~ relation.identifier ~ "'),"
+        ~ " coalesce(bool_or(column_name = 'site'), false), coalesce(bool_or(column_name = 'reading_date'), false)"
+        ~ " from duckdb_columns() where schema_name = '" ~ relation.schema ~ "' and table_name = '"
+        ~ relation.identifier ~ "'"
+    ).rows[0] -%}
+    {%- do return({'is_incremental': row[0], 'has_site': row[1], 'has_reading_date': row[2]}) -%}
 {%- endmacro %}
 
 {% macro changes_since_check(model_name) -%}

@@ -52,6 +52,7 @@ class DbtNodeResult:
         execution_seconds: Duration.
         relation: The table or view, with its schema.
         is_table: Whether it is a table.
+        live_rows_of: The collection whose live documents are the model's rows, one each; None if they are not.
         column_descriptions: What its columns mean, by their names.
     """
 
@@ -65,6 +66,7 @@ class DbtNodeResult:
     execution_seconds: float
     relation: str | None
     is_table: bool
+    live_rows_of: str | None = None
     column_descriptions: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -173,9 +175,7 @@ class DbtProject:
         self._record(result, {}, manifest)
         return result
 
-    def _record(
-        self, result: DbtBuildResult | None, versions: Mapping[str, str], manifest: Mapping[str, Any]
-    ) -> None:
+    def _record(self, result: DbtBuildResult | None, versions: Mapping[str, str], manifest: Mapping[str, Any]) -> None:
         nodes = result.nodes if result else ()
         built = [node.name for node in nodes if node.is_table and node.status == "success"]
         passed = {node.unique_id for node in nodes if node.status == "pass"}
@@ -282,6 +282,7 @@ def _node_result(item: Any) -> DbtNodeResult:
         execution_seconds=item.execution_time,
         relation=relation,
         is_table=relation is not None and node.config.materialized != "view",
+        live_rows_of=node.config.meta.get("live_rows_of") if relation else None,
         column_descriptions={name: column.description for name, column in node.columns.items()} if relation else {},
     )
 
