@@ -33,7 +33,7 @@ from nightscout_lakehouse.lib.settings import load_settings
 READINGS_A_BATCH = 30 * 288
 INTERVAL = timedelta(minutes=5)
 TICKS = 2
-# A tenth of it is start-up and the files of one month, which have grown; beyond, a tick pays for its history.
+# Other work on the machine moves the figure by a tenth; beyond this, a tick pays for its history.
 MOST_TIMES = 1.25
 
 
