@@ -1,7 +1,8 @@
 {#
   What the data tests look at: the days that changed since the model's tests last passed. `ops.checks` moves only when
   all tests of a model pass (lib/data_tests.py), so a day with a fault is looked at again at every tick until it is
-  mended. `lakehouse check --full` looks at everything.
+  mended. Of a model that is not in `ops.checks` every row is looked at: when its tests have never passed, as in a new
+  warehouse, and in `lakehouse check --full`.
 #}
 
 {#
@@ -13,10 +14,10 @@
     {%- set scopes = [] -%}
     {%- if execute and target.type == 'duckdb' -%}
         {%- set found = incremental_shape(relation) -%}
-        {%- if found.is_incremental and found.has_site -%}
+        {%- if found.is_checked and found.has_site -%}
             {%- do scopes.append(is_unchecked(relation, found=found) | trim) -%}
             {%- do scopes.append("site is null") -%}
-            {%- if found.has_reading_date -%}
+            {%- if found.computes_days -%}
                 {%- do scopes.append("reading_date is null and site is not null") -%}
             {%- endif -%}
         {%- endif -%}
@@ -31,12 +32,12 @@
     {%- do return("(" ~ parts | join(" union all ") ~ ") dbt_subquery") -%}
 {%- endmacro %}
 
-{# Condition on the rows of a model: not checked yet. All rows of a model that is built whole every time. #}
+{# Condition on the rows of a model: not checked yet. It holds for all rows of a model that is built whole every time. #}
 {% macro is_unchecked(relation, alias='', found=none) -%}
     {%- set found = found or (incremental_shape(relation) if execute else {}) -%}
-    {%- if not found.is_incremental or not found.has_site -%}
+    {%- if not found.is_checked or not found.has_site -%}
         true
-    {%- elif found.has_reading_date -%}
+    {%- elif found.computes_days -%}
         {# Wider than any model computes again: where old and new days meet, things go wrong. #}
         {{ is_of_changed_days(changes_since_check(relation.identifier), alias, days_before=3, days_after=3) }}
     {%- else -%}
@@ -46,20 +47,30 @@
     {%- endif -%}
 {%- endmacro %}
 
-{# Whether the model has a watermark, and which of the columns that a change names. #}
+{# Whether the model's tests have passed before, whether it has a column `site`, and whether it computes days or sites. #}
 {% macro incremental_shape(relation) -%}
     {%- set row = run_query(
-        "select exists (from ops.watermarks where consumer = '" ~ relation.identifier ~ "'),"
-        ~ " coalesce(bool_or(column_name = 'site'), false), coalesce(bool_or(column_name = 'reading_date'), false)"
-        ~ " from duckdb_columns() where schema_name = '" ~ relation.schema ~ "' and table_name = '"
-        ~ relation.identifier ~ "'"
+        "select exists (from ops.checks where model = '" ~ relation.identifier ~ "'),"
+        ~ " exists (from duckdb_columns() where schema_name = '" ~ relation.schema ~ "' and table_name = '"
+        ~ relation.identifier ~ "' and column_name = 'site')"
     ).rows[0] -%}
-    {%- do return({'is_incremental': row[0], 'has_site': row[1], 'has_reading_date': row[2]}) -%}
+    {%- do return({
+        'is_checked': row[0], 'has_site': row[1], 'computes_days': computes_days(relation.identifier)
+    }) -%}
 {%- endmacro %}
 
 {% macro changes_since_check(model_name) -%}
     (
         select * from ops.changes
-        where change_seq > coalesce((select checks.change_seq from ops.checks where model = '{{ model_name }}'), 0)
+        where change_seq > (select checks.change_seq from ops.checks where model = '{{ model_name }}')
     )
+{%- endmacro %}
+
+{# Condition on `site` and `utc_month`: the partition holds rows that are not checked yet. #}
+{% macro partitions_of_unchecked(relation) -%}
+    {%- if execute and incremental_shape(relation).is_checked -%}
+        {{ partitions_of_changed_days(changes_since_check(relation.identifier)) }}
+    {%- else -%}
+        true
+    {%- endif -%}
 {%- endmacro %}

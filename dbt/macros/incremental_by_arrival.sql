@@ -2,7 +2,7 @@
   Incremental by what arrived: see docs/decisions/0001-incremental-by-arrival.md.
   A model computes again, whole, the local days that `ops.changes` names since its own watermark with the days around
   them, since rows look at their neighbours; or, where its rows span days, the sites. Deleting, inserting and moving the
-  watermark are one transaction. A tick costs what its new data costs: docs/decisions/0010-what-a-tick-costs.md.
+  watermark are one transaction. A tick costs what its new data costs: docs/decisions/0011-what-a-tick-costs.md.
 #}
 
 {# Condition on `site` and `reading_date`: the row belongs to a day that this model computes again. #}
@@ -122,16 +122,26 @@
     on conflict (consumer) do update set change_seq = excluded.change_seq
 {%- endmacro %}
 
+{# Whether a model computes days again, not whole sites or spans of its own: it says so by its pre-hook. #}
+{% macro computes_days(model_name) -%}
+    {%- for node in graph.nodes.values() if node.resource_type == 'model' and node.name == model_name -%}
+        {%- for hook in node.config['pre-hook'] if 'delete_recomputed_days' in hook.sql -%}
+            {%- do return(true) -%}
+        {%- endfor -%}
+    {%- endfor -%}
+    {%- do return(false) -%}
+{%- endmacro %}
+
 {#
   Replaces dbt-duckdb's macro of this name, which looks for the new rows' keys in the whole table. The rows that a model
-  inserts are of days that its pre-hook has emptied, so the same keys can only be there by a fault of the bookkeeping;
-  where the rows have a `reading_date`, they are looked for in the span of days that is inserted.
+  of days inserts are of days that its pre-hook has emptied, so the same keys can only be there by a fault of the
+  bookkeeping; they are looked for in the span of days that is inserted. For other models nothing is different.
 #}
 {% macro duckdb__get_delete_insert_merge_sql(target, source, unique_key, dest_columns, incremental_predicates) -%}
     {%- set names = dest_columns | map(attribute='name') | list -%}
     {%- set keys = [unique_key] if unique_key is string else (unique_key or []) -%}
     {%- set predicates = (incremental_predicates or []) | list -%}
-    {%- if 'reading_date' in names -%}
+    {%- if computes_days(target.identifier) -%}
         {%- set span = run_query("select min(reading_date), max(reading_date) from " ~ source).rows[0] -%}
         {%- if span[0] is not none -%}
             {%- do predicates.append("reading_date between date '" ~ span[0] ~ "' and date '" ~ span[1] ~ "'") -%}

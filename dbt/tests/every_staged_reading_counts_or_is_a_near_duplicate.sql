@@ -8,7 +8,7 @@ with counted as (
         0 as kept_readings
     from {{ ref('stg_nightscout_glucose') }}
     where
-        {{ partitions_of_changed_days(changes_since_check('fact_glucose_readings')) }}
+        {{ partitions_of_unchecked(ref('fact_glucose_readings')) }}
         and {{ is_unchecked(ref('fact_glucose_readings')) }}
     union all
     select
