@@ -1,25 +1,38 @@
 {{ config(meta={"dagster": {"ref": {"name": "fact_glucose_readings"}}}) }}
--- No reading is lost between staging and the fact table; the last days, so that a tick stays cheap.
-with staged as (
-    select count(*) as readings from {{ ref('stg_nightscout_glucose') }}
-    where utc_month >= strftime(current_date - 8, '%Y-%m') and reading_date >= current_date - 8
-),
-
-near_duplicates as (
-    select count(*) as readings from {{ ref('int_glucose_enriched') }}
-    where is_near_duplicate and reading_date >= current_date - 8
-),
-
-facts as (
-    select count(*) as readings from {{ ref('fact_glucose_readings') }}
-    where reading_date >= current_date - 8
+-- No reading is lost between staging and the fact table, on any day.
+with counted as (
+    select
+        site,
+        reading_date,
+        1 as staged_readings,
+        0 as kept_readings
+    from {{ ref('stg_nightscout_glucose') }}
+    where
+        {{ partitions_of_unchecked(ref('fact_glucose_readings')) }}
+        and {{ is_unchecked(ref('fact_glucose_readings')) }}
+    union all
+    select
+        site,
+        reading_date,
+        0 as staged_readings,
+        1 as kept_readings
+    from {{ ref('int_glucose_enriched') }}
+    where is_near_duplicate and {{ is_unchecked(ref('fact_glucose_readings')) }}
+    union all
+    select
+        site,
+        reading_date,
+        0 as staged_readings,
+        1 as kept_readings
+    from {{ ref('fact_glucose_readings') }}
+    where {{ is_unchecked(ref('fact_glucose_readings')) }}
 )
 
 select
-    staged.readings as staged_readings,
-    near_duplicates.readings as near_duplicate_readings,
-    facts.readings as fact_readings
-from staged
-cross join near_duplicates
-cross join facts
-where staged.readings <> near_duplicates.readings + facts.readings
+    site,
+    reading_date,
+    sum(staged_readings) as staged_readings,
+    sum(kept_readings) as kept_readings
+from counted
+group by site, reading_date
+having sum(staged_readings) <> sum(kept_readings)

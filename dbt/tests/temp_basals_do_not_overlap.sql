@@ -1,5 +1,5 @@
 {{ config(meta={"dagster": {"ref": {"name": "int_temp_basals"}}}) }}
--- Insulin would be counted twice; the last days, so that a tick stays cheap.
+-- Insulin would be counted twice.
 with in_order as (
     select
         site,
@@ -7,7 +7,7 @@ with in_order as (
         starts_at,
         lag(ends_at) over (partition by site order by starts_at, ends_at) as previous_ends_at
     from {{ ref('int_temp_basals') }}
-    where reading_date >= current_date - 8
+    where {{ is_unchecked(ref('int_temp_basals')) }}
 )
 
 select

@@ -179,6 +179,34 @@ def doctor() -> None:
 
 @app.command()
 @_says_what_went_wrong
+def check(
+    full: Annotated[bool, typer.Option("--full", help="Test the whole history, not only what is new.")] = False,
+) -> None:
+    """Run the data tests of the models: on what no tests have passed yet or, with --full, on everything."""
+    settings = _prepare()
+    from nightscout_lakehouse.lib.dbt_project import DbtError, DbtProject
+
+    if not settings.warehouse_path.is_file():
+        raise LakehouseError("There is nothing to check yet.", "Run the pipeline first.")
+    with _not_while_running(settings):
+        error: DbtError | None = None
+        try:
+            result = DbtProject(settings).check(full=full)
+        except DbtError as failure:
+            if failure.result is None:
+                raise
+            error, result = failure, failure.result
+    found = [node for node in result.nodes if node.status != "pass"]
+    for node in found:
+        errors.print(f"{node.status}: {node.name}: {node.message or ''}", markup=False, soft_wrap=True)
+    extent = "the whole history" if full else "what was not tested yet"
+    console.print(f"{len(result.nodes) - len(found)} of {len(result.nodes)} tests passed on {extent}.", soft_wrap=True)
+    if error is not None:
+        raise typer.Exit(EXIT_FAILURE)
+
+
+@app.command()
+@_says_what_went_wrong
 def sql(
     query: Annotated[str, typer.Argument(help="The query; it can only read.")],
     marts: Annotated[bool, typer.Option("--marts", help="Ask the marts in Postgres instead of DuckDB.")] = False,

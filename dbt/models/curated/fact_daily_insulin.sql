@@ -98,6 +98,9 @@ meals as (
         reading_date,
         count(*) as meal_count
     from {{ ref('fact_meals') }}
+    {% if is_incremental() %}
+        where {{ is_recomputed(this.name) }}
+    {% endif %}
     group by site, reading_date
 ),
 

@@ -12,7 +12,9 @@ with staged as (
     select * from {{ ref('stg_nightscout_glucose') }}
     {% if is_incremental() %}
         -- The day before is read too: the first reading of a day looks back at the last one before it.
-        where {{ partitions_of_recomputed(this.name) }}
+        where
+            {{ partitions_of_recomputed(this.name) }}
+            and {{ is_recomputed(this.name, '', 2, 1) }}
     {% endif %}
 ),
 

@@ -18,6 +18,7 @@ from typing import Any, Literal
 
 from filelock import FileLock
 
+from nightscout_lakehouse.lib.data_tests import forget_checks, models_that_passed, record_checks
 from nightscout_lakehouse.lib.errors import LakehouseError
 from nightscout_lakehouse.lib.model_versions import (
     mark_everything_changed,
@@ -51,6 +52,7 @@ class DbtNodeResult:
         execution_seconds: Duration.
         relation: The table or view, with its schema.
         is_table: Whether it is a table.
+        live_rows_of: The collection whose live documents are the model's rows, one each; None if they are not.
         column_descriptions: What its columns mean, by their names.
     """
 
@@ -64,6 +66,7 @@ class DbtNodeResult:
     execution_seconds: float
     relation: str | None
     is_table: bool
+    live_rows_of: str | None = None
     column_descriptions: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -131,7 +134,8 @@ class DbtProject:
         arguments += ["--select", *select]
         if target == "postgres":
             return self._invoke(target, arguments)
-        versions = model_versions(json.loads(self.prepare_manifest().read_bytes()))
+        manifest = json.loads(self.prepare_manifest().read_bytes())
+        versions = model_versions(manifest)
         with open_warehouse(self._settings) as warehouse:
             outdated = outdated_models(warehouse, versions)
             if outdated:
@@ -142,15 +146,42 @@ class DbtProject:
         try:
             result = self._invoke(target, arguments)
         except DbtError as error:
-            self._record(error.result, versions)
+            self._record(error.result, versions, manifest)
             raise
-        self._record(result, versions)
+        self._record(result, versions, manifest)
         return result
 
-    def _record(self, result: DbtBuildResult | None, versions: Mapping[str, str]) -> None:
-        built = [node.name for node in result.nodes if node.is_table and node.status == "success"] if result else []
+    def check(self, *, full: bool) -> DbtBuildResult:
+        """Run the data tests of staging to curated; the marts are tested whole at every build.
+
+        Args:
+            full: Look at the whole history, not only at what no tests have passed yet.
+
+        Raises:
+            DbtError: A test of severity error failed; the result is attached. What failed is looked at again at every
+                tick until it is mended.
+        """
+        manifest = json.loads(self.prepare_manifest().read_bytes())
+        if full:
+            with open_warehouse(self._settings) as warehouse:
+                forget_checks(warehouse)
+        arguments = ["test", "--exclude-resource-type", "unit_test", "--indirect-selection", "cautious"]
+        arguments += ["--select", "tag:stg", "tag:int", "tag:curated"]
+        try:
+            result = self._invoke("duckdb", arguments)
+        except DbtError as error:
+            self._record(error.result, {}, manifest)
+            raise
+        self._record(result, {}, manifest)
+        return result
+
+    def _record(self, result: DbtBuildResult | None, versions: Mapping[str, str], manifest: Mapping[str, Any]) -> None:
+        nodes = result.nodes if result else ()
+        built = [node.name for node in nodes if node.is_table and node.status == "success"]
+        passed = {node.unique_id for node in nodes if node.status == "pass"}
         with open_warehouse(self._settings) as warehouse:
             record_versions(warehouse, {name: versions[name] for name in built})
+            record_checks(warehouse, models_that_passed(manifest, passed))
 
     def unit_test(self) -> DbtBuildResult:
         """Run the unit tests of the models.
@@ -251,6 +282,7 @@ def _node_result(item: Any) -> DbtNodeResult:
         execution_seconds=item.execution_time,
         relation=relation,
         is_table=relation is not None and node.config.materialized != "view",
+        live_rows_of=node.config.meta.get("live_rows_of") if relation else None,
         column_descriptions={name: column.description for name, column in node.columns.items()} if relation else {},
     )
 

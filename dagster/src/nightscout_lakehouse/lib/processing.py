@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 
 import duckdb
+import pyarrow as pa
 
 from nightscout_lakehouse.lib.errors import LakeError
 from nightscout_lakehouse.lib.ingestion import site_timezone
@@ -39,13 +40,12 @@ from nightscout_lakehouse.lib.parse_device_status import device_status_sql
 from nightscout_lakehouse.lib.parse_entries import entries_sql
 from nightscout_lakehouse.lib.parse_profiles import profiles_sql
 from nightscout_lakehouse.lib.parse_treatments import treatments_sql
+from nightscout_lakehouse.lib.partition_counts import HIVE_TYPES, count_unknown_sites, counts_query, replace_counts
 from nightscout_lakehouse.lib.settings import Settings
 from nightscout_lakehouse.lib.sites import Site
 from nightscout_lakehouse.lib.warehouse import connect, open_warehouse
 
 logger = logging.getLogger(__name__)
-
-_HIVE_TYPES = "{'kind': 'varchar', 'site': 'varchar', 'month': 'varchar'}"
 
 # Which version of a document it is, and where it came from: not part of what it says.
 _BOOKKEEPING = {"document_hash", "batch", "document_number", "fetched_at", "date_ms"}
@@ -176,16 +176,21 @@ def process_sites(
         LakeError: The lake cannot be read or written, or the accounting of a batch does not add up.
     """
     with open_warehouse(settings) as warehouse:
+        count_unknown_sites(warehouse, lake, collection, (site.name for site in sites))
         reports = [_process_site(site, settings, lake, warehouse, collection) for site in sites]
-        refresh_views(warehouse, lake)
+        refresh_views(warehouse, lake, collection)
     return reports
 
 
-def refresh_views(warehouse: duckdb.DuckDBPyConnection, lake: Lake) -> None:
-    """(Re)create the views `lake.nightscout_…` over the processed files, typed and empty where there are none."""
+def refresh_views(warehouse: duckdb.DuckDBPyConnection, lake: Lake, changed: Collection) -> None:
+    """(Re)create the views `lake.nightscout_…` over the processed files, typed and empty where there are none.
+
+    A view lists all files of its collection when it is made, so the others are only made where they are missing.
+    """
     warehouse.execute("create schema if not exists lake")
     for collection in COLLECTIONS:
-        warehouse.execute(f"create or replace view lake.{collection.name} as {_view_sql(lake, collection)}")
+        create = "create or replace view" if collection is changed else "create view if not exists"
+        warehouse.execute(f"{create} lake.{collection.name} as {_view_sql(lake, collection)}")
 
 
 def _view_sql(lake: Lake, collection: Collection) -> str:
@@ -195,7 +200,7 @@ def _view_sql(lake: Lake, collection: Collection) -> str:
         columns = ", ".join(f"null::{kind} as {name}" for name, kind in collection.view_columns.items())
         return f"select {columns} where false"
     pattern = lake.duckdb_path(partition_file("*", "*", "*", collection))
-    source = f"read_parquet({sql_text(pattern)}, hive_partitioning = true, hive_types = {_HIVE_TYPES})"
+    source = f"read_parquet({sql_text(pattern)}, hive_partitioning = true, hive_types = {HIVE_TYPES})"
     return f"select {', '.join(collection.view_columns)} from {source}"
 
 
@@ -232,7 +237,7 @@ def _process_site(
             work.load()
             accounting = work.accounting()
             changed_days = work.changed_days()
-            _record(warehouse, site.name, accounting, changed_days)
+            _record(warehouse, site.name, accounting, changed_days, work)
             written = work.write_partitions()
         partitions += len(written)
         size_bytes += sum(lake.size_bytes(file) for file in written)
@@ -299,7 +304,11 @@ def _register_site(warehouse: duckdb.DuckDBPyConnection, site: Site, timezone: s
 
 
 def _record(
-    warehouse: duckdb.DuckDBPyConnection, site: str, accounting: Sequence[BatchAccounting], days: Sequence[str]
+    warehouse: duckdb.DuckDBPyConnection,
+    site: str,
+    accounting: Sequence[BatchAccounting],
+    days: Sequence[str],
+    work: "_SiteStep",
 ) -> None:
     """Record what will change before it does: a run killed in between only has days counted twice."""
     warehouse.begin()
@@ -322,6 +331,7 @@ def _record(
         warehouse.execute(
             "insert into ops.changes (site, reading_date) select ?, unnest(?::date[])", [site, list(days)]
         )
+    replace_counts(warehouse, work.collection, site, work.touched_partitions(), work.counts())
     warehouse.commit()
 
 
@@ -377,16 +387,28 @@ class _SiteStep:
         rows = self._engine.execute(query, {"timezone": self._timezone}).fetchall()
         return [row[0] for row in rows]
 
-    def write_partitions(self) -> list[str]:
-        """Write each touched partition again, whole and atomically; returns their files, also of those now empty."""
-        touched = self._engine.execute(
+    @property
+    def collection(self) -> Collection:
+        """Whose documents they are."""
+        return self._collection
+
+    def touched_partitions(self) -> list[tuple[str, str]]:
+        """Kind and month of every partition that is written again."""
+        return self._engine.execute(
             "select distinct kind, month from (select kind, month from held union all select kind, month from result)"
             " order by all"
         ).fetchall()
+
+    def counts(self) -> pa.Table:
+        """What these partitions hold afterwards, counted."""
+        return self._engine.execute(counts_query(self._collection, "result")).to_arrow_table()
+
+    def write_partitions(self) -> list[str]:
+        """Write each touched partition again, whole and atomically; returns their files, also of those now empty."""
         columns = ", ".join(self._collection.columns)
         order = f"{self._collection.time_column}, {self._collection.id_column}"
         targets = []
-        for kind, month in touched:
+        for kind, month in self.touched_partitions():
             target = partition_file(kind, self._site, month, self._collection)
             targets.append(target)
             where = f"where kind = {sql_text(kind)} and month = {sql_text(month)}"
@@ -420,7 +442,7 @@ class _SiteStep:
         columns = ", ".join(["kind", "month", *self._collection.columns])
         if files:
             paths = sql_list(self._lake.duckdb_path(file) for file in files)
-            query = f"select {columns} from read_parquet({paths}, hive_partitioning = true, hive_types = {_HIVE_TYPES})"
+            query = f"select {columns} from read_parquet({paths}, hive_partitioning = true, hive_types = {HIVE_TYPES})"
         else:
             typed = {"kind": "varchar", "month": "varchar", **self._collection.columns}
             query = f"select {', '.join(f'null::{kind} as {name}' for name, kind in typed.items())} where false"
@@ -440,7 +462,7 @@ class _SiteStep:
         rows = self._engine.execute(
             f"""
             select distinct month
-            from read_parquet({paths}, hive_partitioning = true, hive_types = {_HIVE_TYPES})
+            from read_parquet({paths}, hive_partitioning = true, hive_types = {HIVE_TYPES})
             where nightscout_id between {sql_text(bounds[0])} and {sql_text(bounds[1])}
                 and nightscout_id in (select nightscout_id from incoming anti join held using (nightscout_id))
             """

@@ -1,5 +1,6 @@
 """What the lakehouse holds, in a few figures: for the run's summary, `lakehouse status` and asset metadata."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -7,18 +8,12 @@ import duckdb
 
 from nightscout_lakehouse.lib.nightscout_collections import DEVICE_STATUS, ENTRIES, PROFILES, TREATMENTS, Collection
 from nightscout_lakehouse.lib.settings import Settings
-from nightscout_lakehouse.lib.table_profile import markdown_table
+from nightscout_lakehouse.lib.table_profile import PREVIEW_ROWS, markdown_table
 from nightscout_lakehouse.lib.warehouse import connect
 
 SUMMARY_DAYS = 14
 
-# What a collection's rows are counted by, and which columns its preview shows.
-_KIND = {
-    ENTRIES.name: "kind",
-    TREATMENTS.name: "case when kind = 'quarantined' then kind else coalesce(event_type, 'none') end",
-    DEVICE_STATUS.name: "case when kind = 'quarantined' then kind else coalesce(loop_system, 'other') end",
-    PROFILES.name: "kind",
-}
+# Which columns a collection's preview shows.
 _PREVIEW = {
     ENTRIES.name: ("glucose_mg_dl", "direction", "device"),
     TREATMENTS.name: ("event_type", "insulin_units", "carbs_g", "duration_minutes", "entered_by"),
@@ -75,22 +70,41 @@ class SiteSummary:
 
 
 def collection_overview(settings: Settings, collection: Collection) -> CollectionOverview:
-    """Counts, reasons and the newest rows of a collection's view; live rows are those of its first kind."""
-    view, moment = f"lake.{collection.name}", collection.time_column
-    live_rows = f"{view} where kind = '{collection.kinds[0]}' and not is_deleted and not is_duplicate"
+    """Counts, reasons and the newest rows of a collection; live rows are those of its first kind."""
+    counts = f"ops.partitions where collection = '{collection.name}'"
+    moment = collection.time_column
     with connect(settings, settings.warehouse_path, read_only=True) as connection:
-        kinds = connection.execute(f"select {_KIND[collection.name]}, count(*) from {view} group by 1 order by 1")
+        kinds = connection.execute(f"select label, sum(row_count)::bigint from {counts} group by 1 order by 1")
         rows_by_kind = dict(kinds.fetchall())
         reasons = connection.execute(
-            f"select quarantine_reason, count(*) from {view} where kind = 'quarantined' group by 1 order by 2 desc, 1"
+            f"select quarantine_reason, sum(row_count)::bigint from {counts} and kind = 'quarantined'"
+            " group by 1 order by 2 desc, 1"
         ).fetchall()
         live, first, last = connection.execute(
-            f"select count(*), min({moment}), max({moment}) from {live_rows}"
+            f"select coalesce(sum(live_row_count), 0)::bigint, min(first_live_time), max(last_live_time) from {counts}"
         ).fetchall()[0]
+        # The months that the newest rows are in: a literal, so that no file of another month is opened.
+        months = connection.execute(
+            f"select month, sum(live_row_count) from {counts} and live_row_count > 0 group by 1 order by 1 desc"
+        ).fetchall()
         shown = ", ".join(["site", moment, *_PREVIEW[collection.name]])
-        newest = connection.execute(f"select {shown} from {live_rows} order by {moment} desc, site limit 5")
+        newest = connection.execute(
+            f"select {shown} from lake.{collection.name} where kind = '{collection.kinds[0]}'"
+            f" and month >= '{_month_of_newest(months)}' and not is_deleted and not is_duplicate"
+            f" order by {moment} desc, site limit {PREVIEW_ROWS}"
+        )
         preview = markdown_table([column[0] for column in newest.description or []], newest.fetchall())
     return CollectionOverview(live, rows_by_kind, dict(reasons), first, last, preview)
+
+
+def _month_of_newest(months: Sequence[tuple[str, int]]) -> str:
+    """The month from which on there are as many rows as a preview shows, of months with their rows, newest first."""
+    rows = 0
+    for month, count in months:
+        rows += count
+        if rows >= PREVIEW_ROWS:
+            return month
+    return ""
 
 
 def site_summaries(settings: Settings) -> list[SiteSummary]:

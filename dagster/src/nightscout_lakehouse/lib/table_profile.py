@@ -7,6 +7,7 @@ from typing import Any
 
 import duckdb
 
+from nightscout_lakehouse.lib.partition_counts import LiveRows, live_rows
 from nightscout_lakehouse.lib.postgres_connection import PostgresConnection
 
 PREVIEW_ROWS = 5
@@ -37,13 +38,25 @@ class TableProfile:
     preview: str
 
 
-def profile_warehouse(warehouse: duckdb.DuckDBPyConnection, table: str) -> TableProfile:
-    """The profile of a table or view of the warehouse, named with its schema."""
+def profile_warehouse(
+    warehouse: duckdb.DuckDBPyConnection, table: str, *, live_rows_of: str | None = None
+) -> TableProfile:
+    """The profile of a table or view of the warehouse, named with its schema.
+
+    Args:
+        warehouse: The open warehouse.
+        table: The table or view.
+        live_rows_of: Collection whose live documents are the rows of a view, one each: then they are not counted again.
+    """
     columns = tuple((row[0], row[1].lower()) for row in warehouse.execute(f"describe {table}").fetchall())
     size_bytes = _warehouse_bytes(warehouse, table)
     # To sort a view is to read all that is below it.
     profile = _profile(
-        lambda query: warehouse.execute(query).fetchall(), table, columns, newest_first=size_bytes is not None
+        lambda query: warehouse.execute(query).fetchall(),
+        table,
+        columns,
+        newest_first=size_bytes is not None,
+        counted=live_rows(warehouse, live_rows_of) if live_rows_of else None,
     )
     return replace(profile, bytes=size_bytes)
 
@@ -79,11 +92,19 @@ def markdown_table(names: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
 
 
 def _profile(
-    rows: Callable[[str], Rows], table: str, columns: tuple[tuple[str, str], ...], *, newest_first: bool = True
+    rows: Callable[[str], Rows],
+    table: str,
+    columns: tuple[tuple[str, str], ...],
+    *,
+    newest_first: bool = True,
+    counted: LiveRows | None = None,
 ) -> TableProfile:
     time_column, first_column, last_column = _time_columns(columns)
-    bounds = f"min({first_column}), max({last_column})" if time_column else "null, null"
-    ((row_count, first, last),) = rows(f"select count(*), {bounds} from {table}")
+    if counted is None:
+        bounds = f"min({first_column}), max({last_column})" if time_column else "null, null"
+        ((row_count, first, last),) = rows(f"select count(*), {bounds} from {table}")
+    else:
+        row_count, first, last = counted.row_count, counted.first_time, counted.last_time
     order = f" order by {last_column} desc nulls last" if time_column and newest_first else ""
     newest = rows(f"select * from {table}{order} limit {PREVIEW_ROWS}")
     return TableProfile(

@@ -5,6 +5,8 @@ The schema `ops` of the warehouse holds what tells the models *what arrived*:
 * `ops.sites`: one row per site, with the time zone its days are counted in.
 * `ops.changes`: one row per site and local day touched by a batch; `reading_date` null means every day of the site.
 * `ops.watermarks`: how far each consumer (a dbt model) has taken the changes in.
+* `ops.checks`: up to which change each model's rows have passed all its data tests.
+* `ops.partitions`: what each processed Parquet file holds, counted when it is written.
 * `ops.batches`: the accounting of every processed batch.
 * `ops.model_versions`: which code each model's table was built with.
 """
@@ -39,6 +41,19 @@ create table if not exists ops.changes (
     reading_date date
 );
 create table if not exists ops.watermarks (consumer varchar primary key, change_seq bigint not null);
+create table if not exists ops.checks (model varchar primary key, change_seq bigint not null);
+create table if not exists ops.partitions (
+    collection varchar not null,
+    kind varchar not null,
+    site varchar not null,
+    month varchar not null,
+    label varchar not null,
+    quarantine_reason varchar,
+    row_count bigint not null,
+    live_row_count bigint not null,
+    first_live_time timestamptz,
+    last_live_time timestamptz
+);
 create table if not exists ops.batches (
     collection varchar not null,
     site varchar not null,

@@ -78,11 +78,14 @@ def _build(context: dg.AssetExecutionContext, lakehouse: LakehouseResource, targ
 
 def _profiles(lakehouse: LakehouseResource, result: DbtBuildResult, target: Target) -> dict[str, TableProfile]:
     """The tables and views that were built, by model; an incremental model in DuckDB does not say what it wrote."""
-    built = {node.name: node.relation for node in result.nodes if node.relation and node.status == "success"}
+    built = {node.name: node for node in result.nodes if node.relation and node.status == "success"}
     if target == "postgres":
-        return {name: profile_postgres(lakehouse.postgres, table) for name, table in built.items()}
+        return {name: profile_postgres(lakehouse.postgres, str(node.relation)) for name, node in built.items()}
     with open_warehouse(lakehouse.settings) as warehouse:
-        return {name: profile_warehouse(warehouse, table) for name, table in built.items()}
+        return {
+            name: profile_warehouse(warehouse, str(node.relation), live_rows_of=node.live_rows_of)
+            for name, node in built.items()
+        }
 
 
 def _events(
