@@ -21,9 +21,12 @@ from filelock import FileLock
 from nightscout_lakehouse.lib.data_tests import forget_checks, models_that_passed, record_checks
 from nightscout_lakehouse.lib.errors import LakehouseError
 from nightscout_lakehouse.lib.model_versions import (
+    built_state,
+    is_built,
     mark_everything_changed,
     model_versions,
     outdated_models,
+    record_build,
     record_versions,
 )
 from nightscout_lakehouse.lib.postgres_connection import PostgresConnection
@@ -149,6 +152,32 @@ class DbtProject:
             self._record(error.result, versions, manifest)
             raise
         self._record(result, versions, manifest)
+        return result
+
+    def build_if_changed(self, target: Target, models: Sequence[str], position: str = "") -> DbtBuildResult | None:
+        """Build models, unless the same code has built them from the same data and all their tests have passed.
+
+        Args:
+            target: As for `build`.
+            models: Names of models.
+            position: Where what they read stands, for the marts: when it was published last.
+
+        Returns:
+            None if nothing has changed.
+
+        Raises:
+            DbtError: As `build` does.
+        """
+        all_versions = model_versions(json.loads(self.prepare_manifest().read_bytes()))
+        versions = {name: all_versions[name] for name in models}
+        selection = f"{target}: {', '.join(sorted(models))}"
+        with open_warehouse(self._settings) as warehouse:
+            if is_built(warehouse, selection, built_state(warehouse, versions, position)):
+                return None
+        result = self.build(target, models)
+        if all(node.status in ("success", "pass") for node in result.nodes):
+            with open_warehouse(self._settings) as warehouse:
+                record_build(warehouse, selection, built_state(warehouse, versions, position))
         return result
 
     def check(self, *, full: bool) -> DbtBuildResult:

@@ -60,6 +60,35 @@ def record_versions(warehouse: duckdb.DuckDBPyConnection, versions: Mapping[str,
         )
 
 
+def built_state(warehouse: duckdb.DuckDBPyConnection, versions: Mapping[str, str], position: str) -> str:
+    """What a build of these models depends on: their code, and up to where the data has come.
+
+    Args:
+        warehouse: The open warehouse.
+        versions: The version of each model of the build.
+        position: Where what they read stands, if it is not the warehouse's own changes: when it was published last.
+    """
+    if not position:
+        changes = "select coalesce(max(change_seq), 0), (select warehouse_id from ops.info) from ops.changes"
+        position = ":".join(str(part) for part in warehouse.execute(changes).fetchall()[0])
+    code = hashlib.blake2b("\0".join(f"{name}={versions[name]}" for name in sorted(versions)).encode(), digest_size=16)
+    return f"{position}:{code.hexdigest()}"
+
+
+def is_built(warehouse: duckdb.DuckDBPyConnection, selection: str, state: str) -> bool:
+    """Whether these models were built in this state, and passed all their tests."""
+    row = warehouse.execute("select state from ops.builds where selection = ?", [selection]).fetchone()
+    return row is not None and row[0] == state
+
+
+def record_build(warehouse: duckdb.DuckDBPyConnection, selection: str, state: str) -> None:
+    """Keep that these models were built in this state and passed all their tests."""
+    warehouse.execute(
+        "insert into ops.builds values (?, ?) on conflict (selection) do update set state = excluded.state",
+        [selection, state],
+    )
+
+
 def mark_everything_changed(warehouse: duckdb.DuckDBPyConnection) -> None:
     """Have every consumer of the changes, publishing included, take in every day of every site again."""
     warehouse.execute("insert into ops.changes (site, reading_date) select site, null from ops.sites")

@@ -206,6 +206,13 @@ def publish(
         reader.close()
 
 
+def published_position(connection: PostgresConnection) -> str:
+    """What the published tables hold, as one text: from which warehouse, up to which change, and since when."""
+    with connection.transaction() as opened, opened.cursor() as cursor:
+        cursor.execute("select warehouse_id, change_seq, published_at from ops.publish_state")
+        return ":".join(str(part) for part in cursor.fetchone() or ("nothing",))
+
+
 # What is on either side
 
 

@@ -5,6 +5,7 @@ The schema `ops` of the warehouse holds what tells the models *what arrived*:
 * `ops.sites`: one row per site, with the time zone its days are counted in.
 * `ops.changes`: one row per site and local day touched by a batch; `reading_date` null means every day of the site.
 * `ops.watermarks`: how far each consumer (a dbt model) has taken the changes in.
+* `ops.builds`: for each selection of models, the state in which all of them were built and passed their tests.
 * `ops.checks`: up to which change each model's rows have passed all its data tests.
 * `ops.partitions`: what each processed Parquet file holds, counted when it is written.
 * `ops.batches`: the accounting of every processed batch.
@@ -41,6 +42,7 @@ create table if not exists ops.changes (
     reading_date date
 );
 create table if not exists ops.watermarks (consumer varchar primary key, change_seq bigint not null);
+create table if not exists ops.builds (selection varchar primary key, state varchar not null);
 create table if not exists ops.checks (model varchar primary key, change_seq bigint not null);
 create table if not exists ops.partitions (
     collection varchar not null,

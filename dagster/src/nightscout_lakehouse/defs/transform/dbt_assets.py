@@ -10,6 +10,7 @@ from dagster_dbt import DagsterDbtTranslator, DagsterDbtTranslatorSettings, dbt_
 from nightscout_lakehouse.defs.resources import LakehouseResource
 from nightscout_lakehouse.defs.table_metadata import table_metadata
 from nightscout_lakehouse.lib.dbt_project import DbtBuildResult, DbtError, DbtNodeResult, DbtProject, Target
+from nightscout_lakehouse.lib.publishing import published_position
 from nightscout_lakehouse.lib.settings import load_settings
 from nightscout_lakehouse.lib.table_profile import TableProfile, profile_postgres, profile_warehouse
 from nightscout_lakehouse.lib.warehouse import open_warehouse
@@ -66,14 +67,26 @@ def _build(context: dg.AssetExecutionContext, lakehouse: LakehouseResource, targ
     models = sorted(key.path[-1] for key in context.selected_asset_keys)
     error: DbtError | None = None
     try:
-        result = lakehouse.dbt(with_postgres=target == "postgres").build(target, models)
+        project = lakehouse.dbt(with_postgres=target == "postgres")
+        position = published_position(lakehouse.postgres) if target == "postgres" else ""
+        built = project.build_if_changed(target, models, position)
     except DbtError as failure:
         if failure.result is None:
             raise
-        error, result = failure, failure.result
+        error, built = failure, failure.result
+    if built is None:
+        context.log.info("Nothing has changed: the models stay as they are.")
+        yield from _unchanged(context)
+        return
+    result = built
     yield from _events(context, result, _profiles(lakehouse, result, target))
     if error is not None:
         raise dg.Failure(description=str(error), allow_retries=False) from error
+
+
+def _unchanged(context: dg.AssetExecutionContext) -> Iterator[dg.MaterializeResult[None]]:
+    for key in sorted(context.selected_asset_keys):
+        yield dg.MaterializeResult(asset_key=key, metadata={"unchanged": True, "seconds": 0.0})
 
 
 def _profiles(lakehouse: LakehouseResource, result: DbtBuildResult, target: Target) -> dict[str, TableProfile]:
