@@ -98,6 +98,8 @@ lows as (
         site,
         run,
         bool_or(is_after_gap) as is_cut,
+        min(reading_timestamp) as low_start,
+        arg_max(next_timestamp, reading_timestamp) as back_timestamp,
         date_diff('millisecond', min(reading_timestamp), arg_max(next_timestamp, reading_timestamp))
         / 60000.0 as minutes_until_back,
         arg_min(hour_of_day, (glucose_mg_dl, reading_timestamp)) as nadir_hour,
@@ -112,13 +114,40 @@ lows as (
     group by site, run
 ),
 
-compression_lows as (
+-- Carbohydrates of an amount that cannot be are carbohydrates all the same.
+carbs as (
     select
         site,
-        run
-    from lows
+        treatment_timestamp
+    from {{ ref('int_treatments') }}
     where
-        not is_cut
+        (carbs_g > 0 or has_unknown_carbs)
+        {% if is_incremental() %}
+            and {{ is_recomputed(this.name, '', 2, 2) }}
+        {% endif %}
+),
+
+-- Who eats against a low has felt it or checked it.
+treated_lows as (
+    select distinct
+        lows.site,
+        lows.run
+    from lows
+    inner join carbs
+        on
+            lows.site = carbs.site
+            and carbs.treatment_timestamp >= lows.low_start - interval 30 minutes
+            and carbs.treatment_timestamp <= lows.back_timestamp
+),
+
+compression_lows as (
+    select
+        lows.site,
+        lows.run
+    from lows
+    anti join treated_lows on lows.site = treated_lows.site and lows.run = treated_lows.run
+    where
+        not lows.is_cut
         and (nadir_hour >= 23 or nadir_hour < 7)
         and minutes_until_back <= 31
         and fastest_fall_mg_dl >= 30
