@@ -94,14 +94,17 @@ events as (
     from silences
 ),
 
--- From start to start: the next one that is known, or a silence nine days on, near the end of the shortest usual life. A
--- known one comes first of two at the same moment.
+-- From start to start: the next one that is known, or a silence nine days on, near the end of the shortest usual life.
+-- A known one comes first of two at the same moment.
 chains as (
     select
         site,
         device,
         list_reduce(
-            list([{ 'moment': first_reading_timestamp, 'basis': basis }] order by first_reading_timestamp, basis = 'silence'),
+            list(
+                [{ 'moment': first_reading_timestamp, 'basis': basis }]
+                order by first_reading_timestamp, basis = 'silence'
+            ),
             (chain, event) -> case
                 when event[1].basis <> 'silence' or event[1].moment >= chain[-1].moment + interval 9 days
                     then list_concat(chain, event)

@@ -128,26 +128,25 @@ carbs as (
 ),
 
 -- Who eats against a low has felt it or checked it.
-treated_lows as (
-    select distinct
-        lows.site,
-        lows.run
+untreated_lows as (
+    select lows.*
     from lows
-    inner join carbs
-        on
-            lows.site = carbs.site
+    where not exists (
+        select 1 from carbs
+        where
+            carbs.site = lows.site
             and carbs.treatment_timestamp >= lows.low_start - interval 30 minutes
             and carbs.treatment_timestamp <= lows.back_timestamp
+    )
 ),
 
 compression_lows as (
     select
-        lows.site,
-        lows.run
-    from lows
-    anti join treated_lows on lows.site = treated_lows.site and lows.run = treated_lows.run
+        site,
+        run
+    from untreated_lows
     where
-        not lows.is_cut
+        not is_cut
         and (nadir_hour >= 23 or nadir_hour < 7)
         and minutes_until_back <= 31
         and fastest_fall_mg_dl >= 30
