@@ -33,20 +33,34 @@ sent as (
     select * from bg_checks
 ),
 
--- Apps send one measurement as both; what is shown in mmol/L has lost up to 1 mg/dL. The month keeps the others' files
--- unread.
+-- By month, so that what asks for some months reads only their files.
+with_neighbours as (
+    select
+        *,
+        list({
+            'collection': collection,
+            'measured_timestamp': measured_timestamp,
+            'entry_id': entry_id,
+            'glucose_mg_dl': glucose_mg_dl
+        }) over (
+            partition by site, utc_month
+            order by measured_timestamp
+            range between interval 1 minute preceding and interval 1 minute following
+        ) as neighbours
+    from sent
+),
+
+-- Apps send one measurement as both; what is shown in mmol/L has lost up to 1 mg/dL. Entries all stay.
 measurements as (
-    select later.* from sent as later
-    anti join sent as earlier
-        on
-            later.site = earlier.site
-            and later.utc_month = earlier.utc_month
-            and later.collection = 'treatments'
-            and earlier.measured_timestamp between later.measured_timestamp - interval 1 minute
-            and later.measured_timestamp + interval 1 minute
-            and abs(earlier.glucose_mg_dl - later.glucose_mg_dl) < 1.5
-            and (earlier.collection, earlier.measured_timestamp, earlier.entry_id)
-            < (later.collection, later.measured_timestamp, later.entry_id)
+    select * from with_neighbours
+    where
+        collection = 'entries'
+        or len(list_filter(
+            neighbours,
+            neighbour -> abs(neighbour.glucose_mg_dl - glucose_mg_dl) < 1.5
+            and (neighbour.collection, neighbour.measured_timestamp, neighbour.entry_id)
+            < (collection, measured_timestamp, entry_id)
+        )) = 0
 ),
 
 sites as (
