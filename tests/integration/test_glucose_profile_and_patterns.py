@@ -5,7 +5,7 @@ import random
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from datetime import UTC, date, datetime, timedelta
+from datetime import UTC, date, datetime, time, timedelta
 from pathlib import Path
 from statistics import fmean, median, stdev
 from typing import Any
@@ -24,6 +24,7 @@ from nightscout_lakehouse.lib.errors import LakehouseError
 from nightscout_lakehouse.lib.ingestion import write_batch
 from nightscout_lakehouse.lib.lake import Lake
 from nightscout_lakehouse.lib.nightscout_client import documents_from_json
+from nightscout_lakehouse.lib.nightscout_collections import COLLECTIONS, TREATMENTS
 from nightscout_lakehouse.lib.processing import process_sites
 from nightscout_lakehouse.lib.settings import Settings
 from nightscout_lakehouse.lib.sites import Site
@@ -99,6 +100,9 @@ def engineered() -> Iterator[tuple[datetime, float]]:
             value = 200.0
         if day in (2, 4, 9) and 15 * 60 + 45 <= minute < 16 * 60 + 15:
             value = 181.0
+        # A night's plunge and back within ten minutes.
+        if day in (9, 10, 11, 12) and 2 * 60 <= minute < 2 * 60 + 10:
+            value = 62.0
         yield moment, value
 
 
@@ -115,6 +119,35 @@ PEOPLE = {
     "engineered": person("UTC", 5, engineered()),
 }
 TABLES = ("curated.fact_glucose_profile", "curated.fact_glucose_patterns")
+
+
+def mealtimes(name: str) -> list[tuple[datetime, float]]:
+    """Moments and grams: of the engineered person a low that was eaten against, of berlin four a day by chance."""
+    if name == "engineered":
+        return [(datetime(2026, 9, 12, 2, 10, tzinfo=UTC), 15.0)]
+    if name != "berlin":
+        return []
+    chance, meals = random.Random(11), []
+    for day in range(33):
+        for hour in chance.sample([1, 5, 6, 7, 8, 9, 10, 12, 14, 15, 18, 19, 21, 22], 4):
+            moment = datetime(2026, 10, 5, tzinfo=UTC) + timedelta(days=day, hours=hour, minutes=chance.randrange(60))
+            meals.append((moment, float(chance.randint(10, 90))))
+    return meals
+
+
+def meal_documents(name: str) -> list[str]:
+    return [
+        json.dumps(
+            {
+                "_id": f"{n:024x}",
+                "eventType": "Meal Bolus",
+                "created_at": moment.isoformat(),
+                "carbs": grams,
+                "insulin": 2,
+            }
+        )
+        for n, (moment, grams) in enumerate(mealtimes(name))
+    ]
 
 
 def documents(readings: list[tuple[int, Reading]], *, change: float = 0.0, is_valid: bool = True) -> list[str]:
@@ -136,6 +169,11 @@ def documents(readings: list[tuple[int, Reading]], *, change: float = 0.0, is_va
 def rows_of(settings: Settings) -> dict[str, list[tuple[Any, ...]]]:
     with connect(settings, settings.warehouse_path, read_only=True) as warehouse:
         return {table: warehouse.execute(f"from {table} order by all").fetchall() for table in TABLES}
+
+
+def process(sites: list[Site], settings: Settings, lake: Lake) -> None:
+    for collection in COLLECTIONS:
+        process_sites(sites, settings, lake, collection)
 
 
 @pytest.fixture(scope="module")
@@ -163,10 +201,13 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Settings:
         ]
         for number, texts in enumerate(steps, start=1):
             write_batch(lake, name, number, documents_from_json(texts), NOW)
+            meals = meal_documents(name)
+            arrived = meals[::2] if number == 1 else meals
+            write_batch(lake, name, number, documents_from_json(arrived), NOW, TREATMENTS)
             if name == "berlin":
-                process_sites(sites, settings, lake)
+                process(sites, settings, lake)
                 project.build("duckdb", MODELS)
-    process_sites(sites, settings, lake)
+    process(sites, settings, lake)
     project.build("duckdb", MODELS)
     return settings
 
@@ -336,22 +377,32 @@ def test_nothing_found_is_not_the_same_as_too_few_days(warehouse: duckdb.DuckDBP
         assert found["one", pattern]["value"] is None
 
 
-def plain_dawn(sent: Person) -> list[float]:
+def local_meals(name: str) -> list[datetime]:
+    zone = ZoneInfo(PEOPLE[name].timezone)
+    return sorted(moment.astimezone(zone) for moment, _ in mealtimes(name))
+
+
+def plain_dawn(name: str) -> list[float]:
+    sent = PEOPLE[name]
     nights = defaultdict[date, list[Reading]](list)
     for reading in sent.last(14):
         nights[reading.local.date()].append(reading)
     rises = []
-    for readings in nights.values():
-        night = [r.glucose_mg_dl for r in readings if r.local.hour < 6]
-        morning = [r.glucose_mg_dl for r in readings if r.local.hour == 6 and r.local.minute < 30]
-        if len(night) * sent.interval_minutes >= 252 and min(night) >= 70 and morning:
+    for day, readings in nights.items():
+        eaten = [m.replace(tzinfo=None) for m in local_meals(name) if m.date() == day and m.hour < 10]
+        end = min(eaten, default=datetime.combine(day, time(6, 30)))
+        before = [r for r in readings if r.local.replace(tzinfo=None) < end]
+        night = [r.glucose_mg_dl for r in before if r.local.hour < 6]
+        morning = [r.glucose_mg_dl for r in before if r.local.replace(tzinfo=None) >= end - timedelta(minutes=30)]
+        is_low = any(r.glucose_mg_dl < 70 for r in before)
+        if len(night) * sent.interval_minutes >= 252 and not is_low and morning:
             rises.append(fmean(morning) - min(night))
     return rises
 
 
 @pytest.mark.parametrize("name", PEOPLE)
 def test_the_dawn_effect_equals_a_plain_count(name: str, warehouse: duckdb.DuckDBPyConnection) -> None:
-    rises = plain_dawn(PEOPLE[name])
+    rises = plain_dawn(name)
     (row,) = dicts(warehouse, f"from curated.fact_glucose_patterns where site = '{name}' and pattern = 'dawn_effect'")
     assert row["days_observed"] == len(rises)
     assert row["occurrences"] == sum(rise > 20 for rise in rises)
@@ -362,8 +413,85 @@ def test_the_dawn_effect_equals_a_plain_count(name: str, warehouse: duckdb.DuckD
         assert row["value"] == pytest.approx(median(rises), rel=1e-12)
         assert row["is_recurring"] is (median(rises) > 20)
     if name == "engineered":
-        # Three of the 14 nights had a low; of the others seven rose by 25 mg/dL, four by 15.
-        assert (row["days_observed"], row["occurrences"], row["value"]) == (11, 7, 25.0)
+        # Seven of the 14 nights had a low; of the others five rose by 25 mg/dL, two by 15.
+        assert (row["days_observed"], row["occurrences"], row["value"]) == (7, 5, 25.0)
+
+
+MEAL_WINDOWS = {"breakfast": (5, 11), "lunch": (11, 15), "dinner": (17, 22)}
+
+
+def plain_responses(name: str) -> dict[str, list[tuple[float, float]]]:
+    """By time of day the rise, mg/dL, and minutes to the peak of each meal that can be read."""
+    sent = PEOPLE[name]
+    meals: list[datetime] = []
+    latest: datetime | None = None
+    for moment in sorted(moment for moment, _ in mealtimes(name)):
+        zone = ZoneInfo(sent.timezone)
+        is_same_day = latest is not None and moment.astimezone(zone).date() == latest.astimezone(zone).date()
+        if latest is None or not is_same_day or moment - latest > timedelta(minutes=15):
+            meals.append(moment)
+        latest = moment
+    found = defaultdict[str, list[tuple[float, float]]](list)
+    for meal in meals:
+        local = meal.astimezone(ZoneInfo(sent.timezone))
+        if not sent.newest_date - timedelta(days=14) < local.date() <= sent.newest_date:
+            continue
+        before = [r for r in sent.readings if meal - timedelta(minutes=10) <= r.moment <= meal]
+        after = [r for r in sent.readings if meal < r.moment <= meal + timedelta(hours=3)]
+        is_over = sent.readings[-1].moment >= meal + timedelta(hours=3)
+        is_alone = not any(meal < other <= meal + timedelta(hours=3) for other in meals)
+        if before and is_over and is_alone and len(after) * sent.interval_minutes / 180 >= 0.7:
+            peak = max(after, key=lambda r: r.glucose_mg_dl)
+            window = next((key for key, (a, b) in MEAL_WINDOWS.items() if a <= local.hour < b), "other")
+            minutes = (peak.moment - meal).total_seconds() / 60
+            found[window].append((peak.glucose_mg_dl - before[-1].glucose_mg_dl, minutes))
+    return found
+
+
+def test_responses_to_meals_equal_a_plain_count(warehouse: duckdb.DuckDBPyConnection) -> None:
+    expected = plain_responses("berlin")
+    counts = {window: len(expected[window]) for window in ("breakfast", "lunch", "dinner", "other")}
+    assert max(counts.values()) >= 5 > min(counts.values()), counts
+    rows = dicts(warehouse, "from curated.fact_glucose_patterns where pattern = 'post_meal' and site = 'berlin'")
+    found = {(row["pattern_key"], row["metric"]): row for row in rows}
+    assert len(found) == 3 * len(counts)
+    for window, count in counts.items():
+        assert found[window, "meal_count"]["value"] == count
+        rise, peak = found[window, "median_rise_mg_dl"], found[window, "median_minutes_to_peak"]
+        if count < 5:
+            assert rise["value"] is peak["value"] is None
+            assert rise["description"].startswith("Fewer than 5 meals at ")
+        else:
+            assert rise["value"] == pytest.approx(median(rise for rise, _ in expected[window]), rel=1e-12)
+            assert peak["value"] == pytest.approx(median(minutes for _, minutes in expected[window]), rel=1e-9)
+
+
+def test_sites_without_meals_have_no_rows_of_them(warehouse: duckdb.DuckDBPyConnection) -> None:
+    sites = dicts(warehouse, "select distinct site from curated.fact_glucose_patterns where pattern = 'post_meal'")
+    assert {row["site"] for row in sites} == {"berlin", "engineered"}
+
+
+def test_nights_with_compression_lows_are_counted(warehouse: duckdb.DuckDBPyConnection) -> None:
+    rows = dicts(
+        warehouse,
+        "from curated.fact_glucose_patterns where site = 'engineered' and pattern = 'compression_low' order by metric",
+    )
+    # Three around midnight, and three of four plunges: one was eaten against. The first night begins before the first
+    # reading and is observed all the same.
+    assert [(row["metric"], row["value"], row["occurrences"], row["days_observed"]) for row in rows] == [
+        ("nights", 6.0, 6, 14),
+        ("nights_pct", pytest.approx(600 / 14), 6, 14),
+    ]
+    assert all(row["is_recurring"] for row in rows)
+    assert rows[1]["description"] == (
+        "On 6 of 14 nights a low fell and recovered as if from lying on the sensor (43 %)."
+        " Glucose alone cannot tell: treat a low as a low."
+    )
+    (one,) = dicts(
+        warehouse,
+        "from curated.fact_glucose_patterns where site = 'one' and pattern = 'compression_low' and metric = 'nights'",
+    )
+    assert (one["value"], one["is_recurring"]) == (None, None)
 
 
 @pytest.mark.parametrize("name", ["berlin", "new-york", "few", "one"])

@@ -84,6 +84,10 @@ def treatment(number: int, slot: int, kind: str, amount: float, minutes: int, *,
         "Combo Bolus": {"insulin": amount, "relative": 1.3},
         "Meal Bolus": {"insulin": amount, "carbs": 7 * amount},
         "Profile Switch": {"profile": "Default" if number % 2 else "Night", "percentage": 100 + amount},
+        "Carb Correction": {"carbs": 10 * amount},
+        "BG Check": {"glucose": 100 + amount, "units": "mg/dl", "glucoseType": "Finger"},
+        "Sensor Start": {},
+        "Sensor Change": {},
     }.get(kind, {"insulin": amount})
     described = {"eventType": kind, "duration": minutes, "isValid": is_valid, **content}
     created_at = (START + timedelta(minutes=5 * slot, seconds=number)).isoformat()
@@ -121,7 +125,12 @@ _treatments = st.tuples(
     st.sampled_from(sorted(SITES)),
     st.integers(0, 25),
     _slots,
-    st.sampled_from(["Temp Basal", "Temp Basal", "Combo Bolus", "Meal Bolus", "SMB", "Profile Switch", "Suspend Pump"]),
+    st.sampled_from(
+        [
+            *("Temp Basal", "Temp Basal", "Combo Bolus", "Meal Bolus", "SMB", "Profile Switch", "Suspend Pump"),
+            *("Carb Correction", "BG Check", "Sensor Start", "Sensor Start", "Sensor Change"),
+        ]
+    ),
     st.sampled_from([0.1, 0.7, 2, 5, -1]),
     st.sampled_from([0, 30, 50, 400, 2000]),
     st.booleans() | st.just(True),

@@ -282,6 +282,7 @@ def _sensor_sessions(marts: PostgresConnection) -> None:
         assert sum(row["reading_count"] for row in mine) == len(readings)
         assert mine[0]["session_start"] == readings[0].moment
         assert mine[-1]["session_end"] == readings[-1].moment
+        assert [row["is_newest"] for row in mine] == [False] * (len(mine) - 1) + [True]
         assert mine[-1]["session_end_local"] == readings[-1].local.replace(tzinfo=None)
         after_silence = [
             later.moment

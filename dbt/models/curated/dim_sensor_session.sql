@@ -4,15 +4,28 @@
         unique_key=['site', 'device', 'session_start'],
         incremental_strategy='delete+insert',
         on_schema_change='fail',
-        pre_hook="{{ delete_recomputed_sites() }}",
+        pre_hook="{{ delete_recomputed_sessions() }}",
         post_hook="{{ move_watermark() }}",
     )
 }}
 
-with enriched as (
-    select * from {{ ref('int_glucose_enriched') }}
+with
+{% if is_incremental() %}
+    recomputed as (
+        select * from {{ recomputed_sessions(this.name) }}
+    ),
+
+{% endif %}
+-- With two days around, which show what lies just before and after.
+enriched as (
+    select readings.*
+    from {{ ref('int_glucose_enriched') }} as readings
     {% if is_incremental() %}
-        where {{ is_recomputed_site(this.name) }}
+        inner join recomputed
+            on
+                readings.site = recomputed.site
+                and readings.reading_timestamp >= recomputed.window_start - interval 2 days
+                and readings.reading_timestamp < recomputed.window_end + interval 2 days
     {% endif %}
 ),
 
@@ -82,12 +95,16 @@ events as (
 ),
 
 -- From start to start: the next one that is known, or a silence nine days on, near the end of the shortest usual life.
+-- A known one comes first of two at the same moment.
 chains as (
     select
         site,
         device,
         list_reduce(
-            list([{ 'moment': first_reading_timestamp, 'basis': basis }] order by first_reading_timestamp, basis),
+            list(
+                [{ 'moment': first_reading_timestamp, 'basis': basis }]
+                order by first_reading_timestamp, basis = 'silence'
+            ),
             (chain, event) -> case
                 when event[1].basis <> 'silence' or event[1].moment >= chain[-1].moment + interval 9 days
                     then list_concat(chain, event)
@@ -174,7 +191,6 @@ with_neighbours as (
 periods as (
     select
         *,
-        next_timestamp is null as is_newest,
         greatest(
             coalesce(previous_timestamp, first_reading_timestamp - interval 1 day),
             first_reading_timestamp - interval 1 day
@@ -191,21 +207,47 @@ periods as (
     from with_neighbours
 ),
 
+duplicates as (
+    select
+        site,
+        coalesce(device, '') as device,
+        reading_timestamp
+    from {{ source('lake', 'nightscout_entries') }}
+    where
+        kind = 'sgv' and is_duplicate and not is_deleted
+        {% if is_incremental() %}
+            and {{ partitions_of_recomputed_sessions(this.name, 'month') }}
+        {% endif %}
+),
+
 exact_duplicates as (
     select
         periods.site,
         periods.device,
         periods.first_reading_timestamp,
         count(*) as exact_duplicate_count
-    from {{ source('lake', 'nightscout_entries') }} as entries
+    from duplicates
     inner join periods
         on
-            entries.site = periods.site
-            and coalesce(entries.device, '') = periods.device
-            and entries.reading_timestamp >= periods.first_reading_timestamp
-            and entries.reading_timestamp <= periods.last_reading_timestamp
-    where entries.kind = 'sgv' and entries.is_duplicate and not entries.is_deleted
+            duplicates.site = periods.site
+            and duplicates.device = periods.device
+            and duplicates.reading_timestamp >= periods.first_reading_timestamp
+            and duplicates.reading_timestamp <= periods.last_reading_timestamp
     group by periods.site, periods.device, periods.first_reading_timestamp
+),
+
+calibrations_sent as (
+    select * from {{ ref('stg_nightscout_calibrations') }}
+    {% if is_incremental() %}
+        where {{ partitions_of_recomputed_sessions(this.name) }}
+    {% endif %}
+),
+
+finger_sticks_sent as (
+    select * from {{ ref('stg_nightscout_finger_sticks') }}
+    {% if is_incremental() %}
+        where {{ partitions_of_recomputed_sessions(this.name) }}
+    {% endif %}
 ),
 
 calibrations as (
@@ -214,7 +256,7 @@ calibrations as (
         periods.device,
         periods.first_reading_timestamp,
         count(*) as calibration_count
-    from {{ ref('stg_nightscout_calibrations') }} as documents
+    from calibrations_sent as documents
     inner join periods
         on
             documents.site = periods.site
@@ -232,7 +274,7 @@ sticks as (
         documents.entry_id,
         documents.measured_timestamp,
         documents.glucose_mg_dl as stick_mg_dl
-    from {{ ref('stg_nightscout_finger_sticks') }} as documents
+    from finger_sticks_sent as documents
     inner join periods
         on
             documents.site = periods.site
@@ -312,7 +354,6 @@ select
     periods.first_reading_timestamp as session_start,
     periods.last_reading_timestamp as session_end,
     periods.start_basis,
-    periods.is_newest,
     cast(
         date_diff('millisecond', periods.first_reading_timestamp, periods.last_reading_timestamp) / 86400000.0 as double
     ) as duration_days,
@@ -359,3 +400,10 @@ left join accuracy
         periods.site = accuracy.site
         and periods.device = accuracy.device
         and periods.first_reading_timestamp = accuracy.first_reading_timestamp
+{% if is_incremental() %}
+    inner join recomputed
+        on
+            periods.site = recomputed.site
+            and periods.first_reading_timestamp >= recomputed.window_start
+            and periods.first_reading_timestamp < recomputed.window_end
+{% endif %}

@@ -360,7 +360,49 @@ nothing_recurring_rows as (
     )
 ),
 
--- Dawn effect, 14 days: from the lowest reading of the night to the half hour from 06:00 on, before breakfast.
+meals as (
+    select
+        meals.site,
+        meals.reading_date,
+        meals.meal_local_timestamp,
+        meals.has_meal_within_3h,
+        meals.rise_mg_dl,
+        meals.minutes_to_peak,
+        date_part('hour', meals.meal_local_timestamp) as hour_of_day
+    from {{ ref('fact_meals') }} as meals
+    inner join latest
+        on
+            meals.site = latest.site
+            and latest.latest_date - 14 < meals.reading_date
+            and meals.reading_date <= latest.latest_date
+),
+
+-- Dawn effect, 14 days: from the lowest reading of the night to the half hour before the first carbohydrates of the
+-- morning; where none are known by 10:00, to the half hour from 06:00 on.
+
+first_carbs as (
+    select
+        site,
+        reading_date,
+        min(meal_local_timestamp) as first_carbs_timestamp
+    from meals
+    where hour_of_day < 10
+    group by site, reading_date
+),
+
+dawn_readings as (
+    select
+        readings.*,
+        coalesce(
+            first_carbs.first_carbs_timestamp, readings.reading_date + interval 390 minutes
+        ) as window_end,
+        readings.reading_local_timestamp >= coalesce(
+            first_carbs.first_carbs_timestamp, readings.reading_date + interval 390 minutes
+        ) - interval 30 minutes as is_morning
+    from recent_readings as readings
+    left join first_carbs
+        on readings.site = first_carbs.site and readings.reading_date = first_carbs.reading_date
+),
 
 dawn_nights as (
     select
@@ -370,10 +412,11 @@ dawn_nights as (
         coalesce(
             sum(sensor_interval_minutes order by sensor_interval_minutes) filter (hour_of_day < 6), 0
         ) as minutes_observed,
+        min(glucose_mg_dl) as lowest_mg_dl,
         min(glucose_mg_dl) filter (hour_of_day < 6) as nadir_mg_dl,
-        avg(glucose_mg_dl order by glucose_mg_dl) filter (hour_of_day = 6) as morning_mg_dl
-    from recent_readings
-    where hour_of_day < 6 or (hour_of_day = 6 and minute(reading_local_timestamp) < 30)
+        avg(glucose_mg_dl order by glucose_mg_dl) filter (is_morning) as morning_mg_dl
+    from dawn_readings
+    where reading_local_timestamp < window_end
     group by site, reading_date
 ),
 
@@ -383,8 +426,9 @@ dawns as (
         reading_count,
         morning_mg_dl - nadir_mg_dl as rise_mg_dl
     from dawn_nights
-    -- 70 % of six hours. After a low the rise may come from what was eaten against it.
-    where minutes_observed >= 252 and nadir_mg_dl >= 70 and morning_mg_dl is not null
+    -- 70 % of six hours, so who eats in the night has none. After a low the rise may come from what was eaten against
+    -- it.
+    where minutes_observed >= 252 and lowest_mg_dl >= 70 and morning_mg_dl is not null
 ),
 
 dawn_figures as (
@@ -419,7 +463,8 @@ dawn_rows as (
             when figures.days_observed >= 5
                 then
                     printf(
-                        'From the lowest value of the night to the early morning (06:00 to 06:30) glucose rose by %s'
+                        'From the lowest value of the night to the half hour before the first carbohydrates'
+                        || ' (06:00 to 06:30 where none were recorded by 10:00) glucose rose by %s'
                         || ' (median of %d nights); on %d of them by more than 20 mg/dL (1.1 mmol/L).',
                         {{ glucose_text('figures.median_rise_mg_dl') }},
                         figures.days_observed,
@@ -429,6 +474,195 @@ dawn_rows as (
         end as description
     from latest
     left join dawn_figures as figures on latest.site = figures.site
+),
+
+-- Meals, 14 days: whose three hours were observed and have no other meal, whose rise it may be.
+
+meal_windows (pattern_key, start_hour, end_hour, words) as (
+    values
+    ('breakfast', 5, 11, 'breakfast (05:00 to 11:00)'),
+    ('lunch', 11, 15, 'lunch (11:00 to 15:00)'),
+    ('dinner', 17, 22, 'dinner (17:00 to 22:00)'),
+    ('other', null, null, 'other times (15:00 to 17:00, 22:00 to 05:00)')
+),
+
+readable_meals as (
+    select
+        meals.*,
+        coalesce(meal_windows.pattern_key, 'other') as pattern_key
+    from meals
+    left join meal_windows
+        on meals.hour_of_day >= meal_windows.start_hour and meals.hour_of_day < meal_windows.end_hour
+    where meals.rise_mg_dl is not null and not meals.has_meal_within_3h
+),
+
+meal_figures as (
+    select
+        site,
+        pattern_key,
+        count(*) as meal_count,
+        count(distinct reading_date) as days_observed,
+        median(rise_mg_dl) as median_rise_mg_dl,
+        median(minutes_to_peak) as median_minutes_to_peak
+    from readable_meals
+    group by site, pattern_key
+),
+
+-- A site without any meal has no rows: nothing was recorded.
+meal_figures_of_all_windows as (
+    select
+        sites.site,
+        meal_windows.*,
+        coalesce(meal_figures.meal_count, 0) as meal_count,
+        coalesce(meal_figures.days_observed, 0) as days_observed,
+        case when meal_figures.meal_count >= 5 then meal_figures.median_rise_mg_dl end as median_rise_mg_dl,
+        case when meal_figures.meal_count >= 5 then meal_figures.median_minutes_to_peak end as median_minutes_to_peak
+    from (select distinct site from meals) as sites
+    cross join meal_windows
+    left join meal_figures
+        on sites.site = meal_figures.site and meal_windows.pattern_key = meal_figures.pattern_key
+),
+
+post_meal_rows as (
+    select
+        figures.site,
+        'post_meal' as pattern,
+        figures.pattern_key,
+        null as day_of_week,
+        figures.start_hour,
+        figures.end_hour,
+        null as part,
+        metrics.metric,
+        metrics.value,
+        metrics.unit,
+        14 as period_days,
+        null as reading_count,
+        null as occurrences,
+        figures.days_observed,
+        null as is_recurring,
+        case
+            when metrics.metric <> 'meal_count' and figures.meal_count < 5
+                then 'Fewer than 5 meals at ' || figures.words || ' can be read: too few to say how glucose answers.'
+            else metrics.text
+        end as description
+    from meal_figures_of_all_windows as figures
+    cross join lateral (
+        values
+        (
+            'meal_count',
+            figures.meal_count,
+            'meals',
+            printf(
+                'Meals at %s that were observed for three hours without another meal in them: %d.',
+                figures.words,
+                figures.meal_count
+            )
+        ),
+        (
+            'median_rise_mg_dl',
+            figures.median_rise_mg_dl,
+            'mg/dL',
+            'Within three hours of meals at ' || figures.words || ' glucose peaked '
+            || {{ glucose_text('abs(figures.median_rise_mg_dl)') }}
+            || case when figures.median_rise_mg_dl < 0 then ' below' else ' above' end
+            || printf(' where it was before (median of %d meals).', figures.meal_count)
+        ),
+        (
+            'median_minutes_to_peak',
+            figures.median_minutes_to_peak,
+            'minutes',
+            printf(
+                'The peak came %.0f minutes after meals at %s (median of %d meals).',
+                figures.median_minutes_to_peak,
+                figures.words,
+                figures.meal_count
+            )
+        )
+    ) as metrics (metric, value, unit, text)
+),
+
+-- Nights with a suspected compression low, 14 nights from 23:00 to 07:00, each of the day it ends on.
+
+night_readings as (
+    select
+        readings.site,
+        cast(readings.reading_local_timestamp + interval 2 hours as date) as night_date,
+        readings.sensor_interval_minutes,
+        readings.hour_of_day >= 23 or readings.hour_of_day < 7 as is_in_window,
+        flags.entry_id is not null as is_suspect
+    from readings
+    left join {{ ref('int_reading_flags') }} as flags
+        on readings.entry_id = flags.entry_id and flags.flag = 'compression_low_suspect'
+    -- A low may begin half an hour before the night, and end half an hour after it.
+    where
+        (readings.hour_of_day >= 22 or readings.hour_of_day < 8)
+        and readings.latest_date - 14 < night_date
+        and night_date <= readings.latest_date
+),
+
+compression_nights as (
+    select
+        site,
+        night_date,
+        count(*) filter (is_in_window) as reading_count,
+        bool_or(is_suspect) as is_suspect
+    from night_readings
+    group by site, night_date
+    -- 70 % of eight hours
+    having sum(sensor_interval_minutes order by sensor_interval_minutes) filter (is_in_window) >= 336
+),
+
+compression_figures as (
+    select
+        latest.site,
+        coalesce(sum(nights.reading_count), 0) as reading_count,
+        count(*) filter (nights.is_suspect) as occurrences,
+        count(nights.night_date) as days_observed
+    from latest
+    left join compression_nights as nights on latest.site = nights.site
+    group by latest.site
+),
+
+compression_rows as (
+    select
+        figures.site,
+        'compression_low' as pattern,
+        'night' as pattern_key,
+        null as day_of_week,
+        23 as start_hour,
+        31 as end_hour,
+        null as part,
+        metrics.metric,
+        metrics.value,
+        metrics.unit,
+        14 as period_days,
+        figures.reading_count,
+        figures.occurrences,
+        figures.days_observed,
+        case when figures.days_observed >= 5 then figures.occurrences >= 3 end as is_recurring,
+        case
+            when figures.days_observed >= 5
+                then
+                    printf(
+                        'On %d of %d nights a low fell and recovered as if from lying on the sensor%s.'
+                        || ' Glucose alone cannot tell: treat a low as a low.',
+                        figures.occurrences,
+                        figures.days_observed,
+                        metrics.words
+                    )
+            else 'Fewer than 5 nights with enough readings: too few to say how often one lies on the sensor.'
+        end as description
+    from compression_figures as figures
+    cross join lateral (
+        values
+        ('nights', case when figures.days_observed >= 5 then figures.occurrences end, 'nights', ''),
+        (
+            'nights_pct',
+            case when figures.days_observed >= 5 then 100.0 * figures.occurrences / figures.days_observed end,
+            '%',
+            printf(' (%.0f %%)', 100.0 * figures.occurrences / nullif(figures.days_observed, 0))
+        )
+    ) as metrics (metric, value, unit, words)
 ),
 
 all_rows as (
@@ -441,6 +675,10 @@ all_rows as (
     select * from nothing_recurring_rows
     union all
     select * from dawn_rows
+    union all
+    select * from post_meal_rows
+    union all
+    select * from compression_rows
 )
 
 select

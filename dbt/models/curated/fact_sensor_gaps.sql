@@ -51,9 +51,15 @@ gaps as (
     where with_next.gap_minutes > 2 * with_next.sensor_interval_minutes
 ),
 
--- Half a day of silence is counted as a new sensor, but it does not say that there was a warm-up.
+-- Half a day of silence is counted as a new sensor, but it does not say that there was a warm-up. The old sensor may
+-- still send while the new one is entered.
 starts as (
-    select * from {{ ref('int_sensor_starts') }}
+    select
+        site,
+        start_timestamp,
+        start_timestamp
+        + case when basis = 'treatment' then interval 15 minutes else interval 0 minutes end as latest_gap_start
+    from {{ ref('int_sensor_starts') }}
     where basis <> 'long_silence'
 ),
 
@@ -65,7 +71,7 @@ warm_ups as (
     inner join starts
         on
             gaps.site = starts.site
-            and gaps.start_timestamp < starts.start_timestamp
+            and gaps.start_timestamp < starts.latest_gap_start
             and gaps.end_timestamp >= starts.start_timestamp
 )
 

@@ -98,6 +98,8 @@ lows as (
         site,
         run,
         bool_or(is_after_gap) as is_cut,
+        min(reading_timestamp) as low_start,
+        arg_max(next_timestamp, reading_timestamp) as back_timestamp,
         date_diff('millisecond', min(reading_timestamp), arg_max(next_timestamp, reading_timestamp))
         / 60000.0 as minutes_until_back,
         arg_min(hour_of_day, (glucose_mg_dl, reading_timestamp)) as nadir_hour,
@@ -112,11 +114,37 @@ lows as (
     group by site, run
 ),
 
+-- Carbohydrates of an amount that cannot be are carbohydrates all the same.
+carbs as (
+    select
+        site,
+        treatment_timestamp
+    from {{ ref('int_treatments') }}
+    where
+        (carbs_g > 0 or has_unknown_carbs)
+        {% if is_incremental() %}
+            and {{ is_recomputed(this.name, '', 2, 2) }}
+        {% endif %}
+),
+
+-- Who eats against a low has felt it or checked it.
+untreated_lows as (
+    select lows.*
+    from lows
+    where not exists (
+        select 1 from carbs
+        where
+            carbs.site = lows.site
+            and carbs.treatment_timestamp >= lows.low_start - interval 30 minutes
+            and carbs.treatment_timestamp <= lows.back_timestamp
+    )
+),
+
 compression_lows as (
     select
         site,
         run
-    from lows
+    from untreated_lows
     where
         not is_cut
         and (nadir_hour >= 23 or nadir_hour < 7)

@@ -50,6 +50,67 @@ with_basis as (
         end as basis
     from with_silence
     where not is_near_duplicate
+),
+
+guesses as (
+    select
+        site,
+        reading_date,
+        start_timestamp,
+        basis
+    from with_basis
+    where basis is not null
+),
+
+entered as (
+    select
+        site,
+        reading_date,
+        treatment_timestamp,
+        treatment_kind
+    from {{ ref('int_treatments') }}
+    where
+        treatment_kind in ('sensor_start', 'sensor_change')
+        {% if is_incremental() %}
+            and {{ is_recomputed(this.name, '', 2, 2) }}
+        {% endif %}
+),
+
+-- One sensor is entered more than once: by several apps, and as inserted, then as started. The last entry counts.
+treatments as (
+    select distinct
+        entered.site,
+        entered.reading_date,
+        entered.treatment_timestamp as start_timestamp,
+        'treatment' as basis
+    from entered
+    where not exists (
+        select 1 from entered as later_entries
+        where
+            later_entries.site = entered.site
+            and later_entries.treatment_timestamp > entered.treatment_timestamp
+            and later_entries.treatment_timestamp <= entered.treatment_timestamp
+            + case
+                -- A sensor may be worn for a night before it is started.
+                when entered.treatment_kind = 'sensor_change' and later_entries.treatment_kind = 'sensor_start'
+                    then interval 12 hours
+                else interval 2 hours
+            end
+    )
+),
+
+-- What was entered is better than what the readings let guess: the first reading comes after the warm-up.
+starts as (
+    select * from treatments
+    union all
+    select guesses.* from guesses
+    where not exists (
+        select 1 from treatments
+        where
+            treatments.site = guesses.site
+            and treatments.start_timestamp >= guesses.start_timestamp - interval 6 hours
+            and treatments.start_timestamp <= guesses.start_timestamp + interval 6 hours
+    )
 )
 
 select
@@ -57,9 +118,7 @@ select
     reading_date,
     start_timestamp,
     basis
-from with_basis
-where
-    basis is not null
-    {% if is_incremental() %}
-        and {{ is_recomputed(this.name, 'with_basis') }}
-    {% endif %}
+from starts
+{% if is_incremental() %}
+    where {{ is_recomputed(this.name, 'starts') }}
+{% endif %}

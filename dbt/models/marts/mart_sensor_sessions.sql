@@ -8,7 +8,10 @@ select
     sessions.session_end,
     timezone(sites.timezone, sessions.session_end) as session_end_local,
     sessions.start_basis,
-    sessions.is_newest,
+    row_number() over (
+        partition by sessions.site, sessions.device
+        order by sessions.session_start desc
+    ) = 1 as is_newest,
     sessions.duration_days,
     sessions.sensor_interval_minutes,
     sessions.reading_count,

@@ -137,8 +137,11 @@ class Person:
             yield self._sgv(moment)
         for stick in plan.finger_sticks:
             if moment <= stick < moment + READING_INTERVAL:
-                value = round(self.glucose_mg_dl(stick) * self.chance_of(f"stick/{stick}").gauss(1.0, 0.06))
-                yield self._entry(stick, "mbg", {"mbg": value, "device": "contour-next"})
+                yield self._entry(stick, "mbg", {"mbg": self.meter_mg_dl(stick), "device": "contour-next"})
+
+    def meter_mg_dl(self, stick: datetime) -> int:
+        """What the meter shows of a finger-stick."""
+        return round(self.glucose_mg_dl(stick) * self.chance_of(f"stick/{stick}").gauss(1.0, 0.06))
 
     def _sgv(self, moment: datetime) -> Document:
         chance = self.chance_of(f"reading/{int(moment.timestamp())}")

@@ -134,14 +134,14 @@ class Therapy:
             extras = {"insulin": units, "glucose": round(glucose), "glucoseType": "Sensor", "units": "mg/dl"}
             yield at, "Correction Bolus", {**extras, "enteredBy": "demo"}
         for stick in plan.finger_sticks:
-            value = self.person.glucose_mg_dl(stick)
+            value = self.person.meter_mg_dl(stick)
             # The meter at home shows mmol/L, the one in the bag mg/dL.
             is_mmol = stick.minute % 2 == 0
             shown = {"glucose": round(value / _MMOL_FACTOR, 1), "units": "mmol"} if is_mmol else {}
             yield (
                 stick,
                 "BG Check",
-                {"glucose": round(value), "units": "mg/dl", "glucoseType": "Finger", "enteredBy": "demo"} | shown,
+                {"glucose": value, "units": "mg/dl", "glucoseType": "Finger", "enteredBy": "demo"} | shown,
             )
 
     def _temp_basals(self, day: date) -> Iterator[tuple[datetime, str, Document]]:

@@ -1,0 +1,134 @@
+"""Sensor sessions: computed again from start to start, equal to a rebuild, and from what was entered."""
+
+import json
+import random
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+
+from nightscout_lakehouse.lib.dbt_project import DbtProject
+from nightscout_lakehouse.lib.ingestion import write_batch
+from nightscout_lakehouse.lib.lake import Lake
+from nightscout_lakehouse.lib.nightscout_client import documents_from_json
+from nightscout_lakehouse.lib.nightscout_collections import COLLECTIONS, TREATMENTS
+from nightscout_lakehouse.lib.processing import process_sites
+from nightscout_lakehouse.lib.settings import Settings
+from nightscout_lakehouse.lib.sites import Site
+from nightscout_lakehouse.lib.warehouse import connect
+
+MODELS = ["+dim_sensor_session", "+fact_sensor_gaps"]
+TABLES = (
+    "curated.dim_sensor_session",
+    "curated.fact_sensor_gaps",
+    "intermediate.int_sensor_starts",
+    "intermediate.int_reading_flags",
+)
+NOW = datetime(2026, 12, 20, tzinfo=UTC)
+# Summer time ends within, on 25 October.
+START = datetime(2026, 10, 1, 22, 0, tzinfo=UTC)
+DAYS = 60
+PER_DAY = 96
+SITE = Site("a", "http://127.0.0.1:1", timezone="Europe/Berlin", sensor_interval_minutes=15)
+
+
+def reading(device: str, slot: int, *, is_valid: bool = True) -> str:
+    moment = START + timedelta(minutes=15 * slot, seconds=0 if device == "x" else 30)
+    number = slot if device == "x" else 1_000_000 + slot
+    described = {"type": "sgv", "sgv": 80 + slot % 70, "device": device, "isValid": is_valid}
+    return json.dumps({"_id": f"{number:024x}", "date": int(moment.timestamp() * 1000), **described})
+
+
+def other(number: int, slot: int, kind: str, glucose: float) -> str:
+    """A calibration or a meter's value among the entries."""
+    moment = START + timedelta(minutes=15 * slot, seconds=97)
+    described = {"type": kind, "mbg": glucose, "slope": 800, "intercept": 30000, "scale": 1, "device": "x"}
+    return json.dumps({"_id": f"{number:024x}", "date": int(moment.timestamp() * 1000), **described})
+
+
+def treatment(number: int, slot: int, kind: str, *, is_valid: bool = True) -> str:
+    moment = START + timedelta(minutes=15 * slot, seconds=97)
+    described: dict[str, Any] = {"eventType": kind, "isValid": is_valid, "created_at": moment.isoformat()}
+    if kind == "BG Check":
+        described |= {"glucose": 90 + slot % 60, "glucoseType": "Finger", "units": "mg/dl"}
+    return json.dumps({"_id": f"{number:024x}", **described})
+
+
+def arrive(settings: Settings, lake: Lake, number: int, entries: list[str], treatments: list[str]) -> None:
+    write_batch(lake, "a", number, documents_from_json(entries), NOW)
+    write_batch(lake, "a", number, documents_from_json(treatments), NOW, TREATMENTS)
+    for collection in COLLECTIONS:
+        process_sites([SITE], settings, lake, collection)
+    DbtProject(settings).build("duckdb", MODELS)
+
+
+def rows_of(settings: Settings) -> dict[str, list[tuple[Any, ...]]]:
+    with connect(settings, settings.warehouse_path, read_only=True) as warehouse:
+        return {table: warehouse.execute(f"from {table} order by all").fetchall() for table in TABLES}
+
+
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("seed", [1, 2])
+def test_sessions_from_start_to_start_equal_a_rebuild(seed: int, settings: Settings, lake: Lake) -> None:
+    chance = random.Random(seed)
+    last = DAYS * PER_DAY
+    silent = set[int]()
+    for _ in range(12):
+        begun = chance.randrange(last)
+        silent.update(range(begun, begun + chance.choice([4, 5, 9, 50, 100])))
+    sent = [reading("x", slot) for slot in range(last) if slot not in silent]
+    sent += [reading("y", slot) for slot in range(last) if chance.random() < 0.3 and slot not in silent]
+    sent += [other(2_000_000 + n, chance.randrange(last), "mbg", chance.randint(80, 150)) for n in range(60)]
+    sent += [other(3_000_000 + n, chance.randrange(last), "cal", 0) for n in range(30)]
+    starts = {n: (10 + n) * PER_DAY + chance.randrange(PER_DAY) for n in range(0, DAYS - 12, 9)}
+    entered = [treatment(n, slot, "Sensor Start") for n, slot in starts.items()]
+    entered += [treatment(100 + n, chance.randrange(last), "BG Check") for n in range(60)]
+    arrive(settings, lake, 1, sent, entered)
+    for step in range(2, 8):
+        # A stretch around one day vanishes or comes late, in the middle of the history or at its end.
+        first = chance.choice([last - 30, chance.randrange(last)])
+        device, is_valid = chance.choice("xy"), chance.random() < 0.5
+        entries = [reading(device, slot, is_valid=is_valid) for slot in range(first, first + chance.choice([1, 6, 60]))]
+        entries.append(other(4_000_000 + step, first, chance.choice(["mbg", "cal"]), 111))
+        number, slot = chance.choice(list(starts.items()))
+        treatments = chance.choice(
+            [
+                [treatment(200 + step, first, "BG Check")],
+                [treatment(number, slot, "Sensor Start", is_valid=False)],
+                [treatment(number, slot + chance.randrange(-100, 100), "Sensor Start")],
+                [treatment(200 + step, first, "Sensor Change")],
+            ]
+        )
+        arrive(settings, lake, step, entries, treatments)
+        incremental = rows_of(settings)
+        DbtProject(settings).build("duckdb", MODELS, full_refresh=True)
+        assert incremental == rows_of(settings), f"step {step}"
+    assert {row[4] for row in incremental["curated.dim_sensor_session"]} >= {"treatment"}
+    assert len(incremental["curated.dim_sensor_session"]) > 8
+
+
+def test_a_tick_leaves_the_sensors_before_alone(settings: Settings, lake: Lake) -> None:
+    readings = [reading("x", slot) for slot in range(30 * PER_DAY)]
+    starts = [treatment(n, day * PER_DAY, "Sensor Start") for n, day in enumerate((10, 20))]
+    arrive(settings, lake, 1, readings, starts)
+    # Whoever computes them again takes the mark away.
+    mark = "update curated.dim_sensor_session set gap_count = -1"
+    with connect(settings, settings.warehouse_path) as warehouse:
+        warehouse.execute(mark)
+    arrive(settings, lake, 2, [reading("x", 30 * PER_DAY)], [])
+    with connect(settings, settings.warehouse_path, read_only=True) as warehouse:
+        found = warehouse.execute(
+            "select start_basis, gap_count, reading_count from curated.dim_sensor_session order by session_start"
+        ).fetchall()
+    assert found == [
+        ("long_silence", -1, 10 * PER_DAY + 1),
+        ("treatment", -1, 10 * PER_DAY),
+        ("treatment", 0, 10 * PER_DAY),
+    ]
+    # In the middle: from the start before the changed day to the first start after it.
+    with connect(settings, settings.warehouse_path) as warehouse:
+        warehouse.execute(mark)
+    arrive(settings, lake, 3, [reading("x", 15 * PER_DAY, is_valid=False)], [])
+    with connect(settings, settings.warehouse_path, read_only=True) as warehouse:
+        counts = warehouse.execute("select gap_count from curated.dim_sensor_session order by session_start").fetchall()
+    assert counts == [(-1,), (0,), (-1,)]
