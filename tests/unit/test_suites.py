@@ -51,7 +51,8 @@ def test_the_suites_of_the_repository_fit_their_frames_and_great_expectations(st
 def test_the_glucose_suite_says_what_was_agreed() -> None:
     content = json.loads((SUITES_DIR / "nightscout_suite.json").read_text())
     assert content["name"] == "nightscout_glucose_suite"
-    kwargs = {item["type"]: item["kwargs"] for item in content["expectations"] if "glucose_mg_dl" in str(item["kwargs"])}
+    of_glucose = [item for item in content["expectations"] if item["kwargs"].get("column") == "glucose_mg_dl"]
+    kwargs = {item["type"]: item["kwargs"] for item in of_glucose}
     assert kwargs["expect_column_values_to_be_between"] == {
         "column": "glucose_mg_dl",
         "min_value": 20,

@@ -146,12 +146,15 @@ def raw_frame(lake: Lake, sites: Sequence[str]) -> Frame | None:
         json_type(json, '$.date') as date_kind,
         json_type(json, '$.sgv') as sgv_kind,
         try_cast(json ->> '$.sgv' as double) as glucose,
-        coalesce(
-            json ->> '$.date', json ->> '$.mills', json ->> '$.dateString',
-            json ->> '$.created_at', json ->> '$.sysTime'
-        ) is not null as has_time,
-        coalesce(json ->> '$.identifier', json ->> '$._id') is not null as has_id,
-        coalesce(json ->> '$.sgv', json ->> '$.mbg', json ->> '$.slope') is not null as has_glucose,
+        case when is_object then
+            coalesce(
+                json ->> '$.date', json ->> '$.mills', json ->> '$.dateString',
+                json ->> '$.created_at', json ->> '$.sysTime'
+            ) is not null
+        end as has_time,
+        case when is_object then coalesce(json ->> '$.identifier', json ->> '$._id') is not null end as has_id,
+        case when is_object then coalesce(json ->> '$.sgv', json ->> '$.mbg', json ->> '$.slope') is not null end
+            as has_glucose,
         (try_cast(json ->> '$.date' as double) - epoch_ms(fetched_at)) / 60000.0 as minutes_in_future,
         try_cast(json ->> '$.utcOffset' as double) as utc_offset_minutes,
         json ->> '$.device' as device,
@@ -297,8 +300,8 @@ def pieces(
         rows = connection.execute(
             f"select * exclude (period) from ({query}) where list_contains(?, site) and period between ? and ?",
             [sites, first, last],
-        ).df()
-        yield Piece(sites[0] if len(sites) == 1 else None, rows)
+        ).to_arrow_table()
+        yield Piece(sites[0] if len(sites) == 1 else None, rows.to_pandas())
 
 
 def _where(frame: Frame, scope: Scope) -> str:

@@ -177,7 +177,7 @@ def _built(suite: Suite, expectations: Sequence[Expectation]) -> Any:
     from great_expectations.expectations.metadata_types import FailureSeverity
     from great_expectations.expectations.registry import get_expectation_impl
 
-    built = ExpectationSuite(name=suite.name)
+    built = []
     for item in expectations:
         place = f"The suite {suite.path}, expectation {item.name}"
         try:
@@ -185,14 +185,13 @@ def _built(suite: Suite, expectations: Sequence[Expectation]) -> Any:
         except ExpectationNotFoundError:
             raise SuiteError(f"{place}, key type: Great Expectations has no {item.type}.") from None
         try:
-            built.add_expectation(
-                kind(**item.kwargs, severity=FailureSeverity(item.severity), meta={"name": item.name})
-            )
+            severity = FailureSeverity(item.severity)
+            built.append(kind(**item.kwargs, severity=severity, meta={"name": item.name}))
         except ValueError as error:
             details: list[Any] = getattr(error, "errors", list)()
             what = "; ".join(f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in details) or str(error)
             raise SuiteError(f"{place}, key kwargs: {what}.") from None
-    return built
+    return ExpectationSuite(name=suite.name, expectations=built)
 
 
 def _batch_definition() -> Any:
