@@ -55,6 +55,7 @@ check-demo-server: $(SYNCED) ## Compare the demo server with recordings of a rea
 
 lock: $(UV) ## Resolve the dependencies anew
 	@$(UV) lock --upgrade
+	@$(UV) lock --upgrade --project tests/references
 
 clean-data: $(SYNCED) ## Remove the lakehouse folder with all its data, after asking
 	@$(BIN)/lakehouse clean

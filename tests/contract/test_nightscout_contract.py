@@ -5,13 +5,14 @@ import re
 import time
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
+from email.utils import parsedate_to_datetime
 from typing import Any
 
 import httpx
 import pytest
 from nightscout_facts import FACTS, Fact
 
-from nightscout_lakehouse.demo import DemoOptions, DemoServer, DemoStore, Person
+from nightscout_lakehouse.demo import DemoOptions, DemoServer, DemoStore, Person, Therapy
 
 SECRET = "a secret of twelve"
 READER, NOBODY, ADMIN = "reader-0123456789abcdef", "nobody-0123456789abcdef", "admin-0123456789abcdef"
@@ -45,10 +46,22 @@ def a_store() -> DemoStore:
         reading(9004, now - timedelta(days=20, hours=3), device="deleted", type="mbg2", isValid=False, srvModified=5),
     ]
     treatments = [
-        {"_id": f"{n:024x}", "eventType": "Note", "created_at": (now - timedelta(hours=n + 1)).isoformat()}
-        for n in range(5)
+        treatment(n, now - timedelta(minutes=12 * n + 6), eventType="Exercise" if n % 24 == 0 and n < 96 else "Note")
+        for n in range(1215)
     ]
-    return DemoStore([*readings, *odd], treatments, [Person().profile()])
+    treatments += [treatment(2000 + n, now - timedelta(days=5.5), eventType=f"kind {n}") for n in range(3)]
+    treatments += [
+        treatment(3000, datetime(2015, 6, 7, 12, tzinfo=UTC), notes="old"),
+        {"_id": f"{3001:024x}", "eventType": "Note", "created_at": "1433678400000"},
+    ]
+    store = DemoStore([*readings, *odd], treatments, Therapy(Person()).profiles()[1:])
+    store.device_status = [treatment(n, now - timedelta(hours=n + 0.5)) for n in range(240)]
+    return store
+
+
+def treatment(number: int, moment: datetime, **fields: Any) -> dict[str, Any]:
+    text = moment.strftime("%Y-%m-%dT%H:%M:%S.000Z")
+    return {"_id": f"{number:024x}", "created_at": text, "utcOffset": 0, **fields}
 
 
 @pytest.fixture(scope="module")
@@ -112,6 +125,20 @@ def test_an_etag_answers_304_until_something_changes(servers: dict[str, DemoServ
     assert httpx.get(url, headers={"If-None-Match": tag}).status_code == 304
 
 
+def test_last_modified_is_the_time_of_the_newest_reading_whatever_was_written_since() -> None:
+    newest = datetime.now(UTC).replace(microsecond=0) - timedelta(hours=3)
+    store = DemoStore([reading(1, newest)])
+    with DemoServer(store) as server:
+        url = f"{server.url}/api/v1/entries/sgv.json?find[date][$gte]=0"
+        first = httpx.get(url)
+        assert parsedate_to_datetime(first.headers["last-modified"]) == newest
+        store.put(reading(2, newest - timedelta(days=1)))
+        since = {"If-Modified-Since": first.headers["last-modified"]}
+        assert len(httpx.get(url).json()) == 2
+        # The backfill is hidden from whoever asks for what is newer.
+        assert httpx.get(url, headers=since).status_code == 304
+
+
 def test_text_is_what_comes_without_json(servers: dict[str, DemoServer]) -> None:
     url = servers["open"].url
     tsv = httpx.get(f"{url}/api/v1/entries/sgv?count=2", headers={"Accept": "*/*"})
@@ -136,6 +163,38 @@ def test_a_post_rewrites_the_time_and_a_repost_overwrites_under_the_same_id(serv
     assert first["sysTime"] == first["dateString"]
     (second,) = httpx.post(f"{url}/api/v1/entries.json", json=[{**document, "sgv": 99}], headers=headers).json()
     assert (second["_id"], second["sgv"]) == (first["_id"], 99)
+
+
+def test_a_treatment_is_stored_in_utc_and_a_repost_overwrites_it(servers: dict[str, DemoServer]) -> None:
+    url, headers = f"{servers['closed'].url}/api/v1/treatments.json", {"api-secret": ADMIN}
+    document = {"eventType": "Meal Bolus", "created_at": "2020-09-13T14:26:40+02:00", "insulin": "4.5", "carbs": ""}
+    (first,) = httpx.post(url, json=document, headers=headers).json()
+    assert (first["created_at"], first["utcOffset"]) == ("2020-09-13T12:26:40.000Z", 120)
+    (second,) = httpx.post(url, json={**document, "insulin": 5}, headers=headers).json()
+    assert (second["_id"], second["insulin"]) == (first["_id"], 5)
+    found = httpx.get(f"{url}?find[created_at]=2020-09-13T12:26:40Z&token={READER}").json()
+    assert [(d["insulin"], d["carbs"]) for d in found] == [(5, None)]
+    gone = httpx.delete(f"{url.removesuffix('.json')}/{first['_id']}", headers=headers).json()
+    assert gone == {"n": 1, "ok": 1}
+    assert httpx.get(f"{url}?find[created_at]=2020-09-13T12:26:40Z&token={READER}").json() == []
+
+
+def test_a_pre_bolus_becomes_two_documents(servers: dict[str, DemoServer]) -> None:
+    url, headers = f"{servers['closed'].url}/api/v1/treatments.json", {"api-secret": ADMIN}
+    document = {"eventType": "Combo Bolus", "created_at": "2021-09-13T12:00:00Z", "insulin": 3, "carbs": 30}
+    httpx.post(url, json=[{**document, "preBolus": 15}], headers=headers)
+    later, bolus = httpx.get(f"{url}?find[created_at][$gte]=2021&find[created_at][$lt]=2022&token={READER}").json()
+    assert (bolus["insulin"], bolus["carbs"], bolus["preBolus"]) == (3, None, 15)
+    assert (later["insulin"], later["carbs"], later["created_at"]) == (None, 30, "2021-09-13T12:15:00.000Z")
+    assert "utcOffset" not in later
+
+
+def test_treatments_are_denormalized_too() -> None:
+    store = DemoStore(treatments=[treatment(1, datetime.now(UTC) - timedelta(minutes=5), utcOffset=-300)])
+    with DemoServer(store, DemoOptions(denormalize_dates=True)) as server:
+        (document,) = httpx.get(f"{server.url}/api/v1/treatments.json").json()
+    assert document["created_at"].endswith("-0500")
+    assert "utcOffset" not in document
 
 
 def test_v3_history_sees_only_what_v3_stored(servers: dict[str, DemoServer]) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import httpx
 import pytest
 
-from nightscout_lakehouse.demo import DemoOptions, DemoServer, DemoStore, Person
+from nightscout_lakehouse.demo import DemoOptions, DemoServer, DemoStore, Person, Therapy
 from nightscout_lakehouse.lib.ingestion import (
     DAY_MS,
     IngestionOptions,
@@ -304,7 +304,7 @@ def test_one_site_that_fails_does_not_stop_the_others(settings: Settings, lake: 
 
 
 def test_the_time_zone_comes_from_configuration_then_profile_then_utc(settings: Settings, lake: Lake) -> None:
-    profile = Person(timezone="America/New_York").profile()
+    (profile, _) = Therapy(Person(timezone="America/New_York")).profiles()
     capitals = json.loads(json.dumps(profile).replace("America/New_York", "ETC/GMT+5"))
     cases = {
         "configured": (Site("configured", "", timezone="Europe/Berlin"), [profile], ("Europe/Berlin", "configuration")),
@@ -327,3 +327,44 @@ def test_options_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> N
     assert (options.first_fetch, options.use_api_v3) == (2016, False)
     monkeypatch.setenv("NIGHTSCOUT_FIRST_FETCH", "all")
     assert ingestion_options(load_settings()).first_fetch is None
+
+
+def test_a_long_stretch_of_years_without_readings_is_read_again_in_few_requests(
+    make_tick: Callable[..., Tick], store: DemoStore
+) -> None:
+    store.put(entry(1, 3000 * 1440))
+    store.put(entry(2, 1000 * 1440, date=str(NOW_MS - 1000 * DAY_MS)))
+    for number in range(3, 50):
+        store.put(entry(number, number * 1440))
+    tick = make_tick(reread_days_per_tick=0)
+    tick()
+    store.remove(f"{1:024x}")
+    store.put(entry(2, 1000 * 1440, date=str(NOW_MS - 1000 * DAY_MS), sgv=99))
+    store.put(entry(30, 30 * 1440, sgv=77))
+    report = tick(since=datetime(1900, 1, 1, tzinfo=UTC))
+    assert (report.landed, report.deletions) == (2, 1)
+    assert report.requests < 30
+    assert tick.rows("glucose_mg_dl", f"nightscout_id = '{2:024x}'") == [(99.0,)]
+
+
+def test_what_was_in_the_future_for_a_clock_that_was_behind_counts_once_it_is_right(
+    make_tick: Callable[..., Tick], store: DemoStore
+) -> None:
+    """A small computer without a clock of its own starts in the past, and learns the time from the network later."""
+    for number in range(20):
+        store.put(entry(number, number * 60 + 1))
+    tick = make_tick()
+    days_behind = 10
+
+    def the_wrong_time() -> datetime:
+        return datetime.now(UTC) - timedelta(days=days_behind)
+
+    with NightscoutClient(tick.site, FetchPolicy(max_attempts=1)) as client:
+        SiteReader(tick.site, client, tick.lake, tick.settings, tick.options, now=the_wrong_time).read()
+    process_sites([tick.site], tick.settings, tick.lake)
+    assert tick.rows("distinct quarantine_reason") == [("timestamp_in_future",)]
+    assert tick().landed == 20
+    assert tick.rows("count(*), count(*) filter (kind = 'sgv')") == [(20, 20)]
+    with open_warehouse(tick.settings) as warehouse:
+        assert warehouse.execute("select stored, duplicates from ops.batches where batch = 2").fetchall() == [(20, 0)]
+    assert tick().landed == 0

@@ -57,6 +57,12 @@ def test_a_version_follows_the_code_upstream_and_the_macros() -> None:
     assert not set(model_versions(of_other_macros).values()) & set(before.values())
 
 
+def test_a_version_follows_the_code_of_the_sql_functions(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = model_versions(manifest(fact=("a", [])))
+    monkeypatch.setattr("nightscout_lakehouse.lib.model_versions.functions_version", lambda: "other code")
+    assert model_versions(manifest(fact=("a", []))) != before
+
+
 @pytest.mark.postgres
 def test_the_history_is_built_anew_and_published(settings: Settings, lake: Lake, serving: PostgresConnection) -> None:
     texts = [

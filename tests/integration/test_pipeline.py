@@ -1,14 +1,15 @@
 """The whole pipeline: a real server over HTTP, real files, real dbt, real Postgres, a real Dagster instance."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import dagster as dg
 import pytest
 
 from nightscout_lakehouse.demo import DemoOptions, DemoServer, DemoStore, Person
-from nightscout_lakehouse.instance import execute_job, prepare_environment
+from nightscout_lakehouse.instance import JobOutcome, execute_job, prepare_environment
 from nightscout_lakehouse.lib.serving import read_query, reader_connection, serving_database
 from nightscout_lakehouse.lib.settings import load_settings
 from nightscout_lakehouse.lib.warehouse import connect
@@ -45,6 +46,35 @@ def test_from_a_url_to_marts_and_again(server: DemoServer, tmp_path: Path, monke
     assert processed["documents"] == raw["documents_landed"]
     assert processed["documents"] == processed["stored"] + processed["duplicates"] + processed["quarantined"]
 
+    for asset, metadata in first.metadata.items():
+        if asset == "raw_file_drop":
+            assert metadata["files"] == 0
+            continue
+        assert {"seconds", "dagster/column_schema", "preview"} <= metadata.keys(), asset
+        assert metadata["preview"].count("\n") >= 2, asset
+        # These two are of weekdays and of periods.
+        if asset not in ("mart_glucose_hourly_pattern", "mart_time_in_range"):
+            assert any(key.startswith("first_") for key in metadata), asset
+            assert any(key.startswith("last_") for key in metadata), asset
+        if asset != "raw_nightscout_entries":
+            assert metadata["dagster/row_count"] > 0, asset
+        # A view has no size.
+        if asset not in ("stg_nightscout_glucose", "mart_glucose_current"):
+            assert metadata["bytes"] > 0, asset
+    assert {"raw_nightscout_entries", "stg_nightscout_glucose", "published_dim_site", "mart_glucose_recent"} <= set(
+        first.metadata
+    )
+    described = {column.name: column.description for column in _columns(first, "fact_glucose_readings")}
+    assert all(described.values()), described
+    assert [column.type for column in _columns(first, "mart_glucose_overview") if column.name == "reading_date"] == [
+        "date"
+    ]
+    for collection, least in (("treatments", 2_000), ("device_status", 4_000), ("profiles", 2)):
+        fetched = first.metadata[f"raw_nightscout_{collection}"]
+        kept = first.metadata[f"processed_nightscout_{collection}"]
+        assert fetched["documents_fetched"] == fetched["documents_landed"] >= least
+        assert kept["documents"] == kept["stored"] == kept["dagster/row_count"] == fetched["documents_landed"]
+
     with connect(settings, settings.warehouse_path, read_only=True) as warehouse:
         readings, days, mean = warehouse.execute(
             "select count(*), count(distinct reading_date), avg(glucose_mg_dl) from curated.fact_glucose_readings"
@@ -74,17 +104,47 @@ def test_from_a_url_to_marts_and_again(server: DemoServer, tmp_path: Path, monke
     again = second.metadata["raw_nightscout_entries"]
     assert again["documents_fetched"] < raw["documents_fetched"] / 5
     assert again["documents_landed"] <= 3
+    for collection, most in (("treatments", 12), ("device_status", 12), ("profiles", 4)):
+        assert second.metadata[f"raw_nightscout_{collection}"]["requests"] <= most
+        assert second.metadata[f"raw_nightscout_{collection}"]["documents_landed"] <= 3
 
     # The warehouse can be lost: it is built again from the Parquet, and Postgres from it.
     settings.warehouse_path.unlink()
     third = execute_job("nightscout_pipeline")
     assert third.errors == []
+    kept = third.metadata["processed_nightscout_treatments"]
+    assert kept["dagster/row_count"] >= first.metadata["processed_nightscout_treatments"]["dagster/row_count"]
     assert third.metadata["fact_glucose_readings"]["dagster/row_count"] >= readings
     assert third.metadata["published_fact_glucose_readings"]["why_full"] == "the warehouse is another one"
     assert third.metadata["published_fact_glucose_readings"]["deleted"] == 0
 
     everything = [path for path in settings.home.rglob("*") if path.is_file() and path.stat().st_size < 50_000_000]
     assert [str(path) for path in everything if TOKEN.encode() in path.read_bytes()] == []
+
+
+def _columns(outcome: JobOutcome, asset: str) -> Sequence[dg.TableColumn]:
+    columns: Sequence[dg.TableColumn] = outcome.metadata[asset]["dagster/column_schema"].columns
+    return columns
+
+
+def test_a_month_can_be_read_again_from_the_ui(
+    server: DemoServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LAKEHOUSE_HOME", str(tmp_path / "a lakehouse"))
+    settings = load_settings()
+    prepare_environment(settings)
+    from nightscout_lakehouse.definitions import defs
+
+    month = (datetime.now(UTC) - timedelta(days=20)).strftime("%Y-%m-01")
+    job = defs.resolve_job_def("nightscout_backfill")
+    with dg.DagsterInstance.get() as instance:
+        result = job.execute_in_process(partition_key=month, instance=instance)
+        assert result.success
+        (reread,) = result.asset_materializations_for_node("reread_nightscout_entries")
+        assert reread.partition == month
+        assert instance.get_materialized_partitions(dg.AssetKey("reread_nightscout_entries")) == {month}
+        # What follows has no months, and is brought up to date as a whole.
+        assert instance.get_latest_materialization_event(dg.AssetKey("mart_glucose_overview")) is not None
 
 
 def test_a_run_that_fails_tells_someone(

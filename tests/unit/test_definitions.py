@@ -42,6 +42,12 @@ def test_dagster_finds_them_valid_and_nothing_deprecated() -> None:
     [
         "raw_nightscout_entries",
         "processed_nightscout_entries",
+        "raw_nightscout_treatments",
+        "processed_nightscout_treatments",
+        "raw_nightscout_device_status",
+        "processed_nightscout_device_status",
+        "raw_nightscout_profiles",
+        "processed_nightscout_profiles",
         "stg_nightscout_glucose",
         "int_glucose_enriched",
         "fact_glucose_readings",

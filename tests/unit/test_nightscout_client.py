@@ -4,14 +4,15 @@ import gzip
 import hashlib
 import json
 import logging
-import threading
 import time
-from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
 from urllib.parse import parse_qs, urlsplit
 
 import pytest
 from pydantic import SecretStr
+from scripted_server import Answer, ScriptedServer, cut_off, drip, hang, hang_in_the_body, send
 
 from nightscout_lakehouse.lib.errors import LakehouseError
 from nightscout_lakehouse.lib.nightscout_client import (
@@ -21,86 +22,11 @@ from nightscout_lakehouse.lib.nightscout_client import (
     NotNightscoutError,
     UnreachableError,
 )
+from nightscout_lakehouse.lib.nightscout_collections import ENTRIES
 from nightscout_lakehouse.lib.sites import Site
 
 TOKEN = "reader-0123456789abcdef"
 ENTRY = {"_id": "a" * 24, "type": "sgv", "sgv": 120, "date": 1_700_000_000_000}
-
-Answer = Callable[[BaseHTTPRequestHandler], None]
-
-
-class ScriptedServer:
-    """Answers each request with the next answer of a list; the last one repeats."""
-
-    def __init__(self) -> None:
-        self.answers: list[Answer] = []
-        self.requests: list[tuple[str, dict[str, str]]] = []
-        server = self
-
-        class Handler(BaseHTTPRequestHandler):
-            protocol_version = "HTTP/1.1"
-
-            def do_GET(self) -> None:
-                server.requests.append((self.path, {k.lower(): v for k, v in self.headers.items()}))
-                answer = server.answers.pop(0) if len(server.answers) > 1 else server.answers[0]
-                answer(self)
-
-            def log_message(self, *args: object) -> None:
-                return
-
-        self._http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self._http.daemon_threads = True
-        self.url = f"http://127.0.0.1:{self._http.server_port}"
-
-    def start(self) -> None:
-        threading.Thread(target=self._http.serve_forever, args=(0.05,), daemon=True).start()
-
-    def stop(self) -> None:
-        self._http.shutdown()
-        self._http.server_close()
-
-
-def send(status: int, body: bytes | str, content_type: str = "application/json", **headers: str) -> Answer:
-    content = body.encode() if isinstance(body, str) else body
-
-    def answer(request: BaseHTTPRequestHandler) -> None:
-        request.send_response(status)
-        request.send_header("Content-Type", content_type)
-        request.send_header("Content-Length", str(len(content)))
-        for name, value in headers.items():
-            request.send_header(name.replace("_", "-"), value)
-        request.end_headers()
-        request.wfile.write(content)
-
-    return answer
-
-
-def cut_off(request: BaseHTTPRequestHandler) -> None:
-    request.send_response(200)
-    request.send_header("Content-Type", "application/json")
-    request.send_header("Content-Length", "1000")
-    request.end_headers()
-    request.wfile.write(b'[{"_id": "a"')
-    request.wfile.flush()
-    request.close_connection = True
-
-
-def hang(request: BaseHTTPRequestHandler) -> None:
-    time.sleep(1.5)
-    request.close_connection = True
-
-
-def drip(request: BaseHTTPRequestHandler) -> None:
-    request.send_response(200)
-    request.send_header("Transfer-Encoding", "chunked")
-    request.end_headers()
-    try:
-        for _ in range(100):
-            request.wfile.write(b"1\r\n[\r\n")
-            request.wfile.flush()
-            time.sleep(0.1)
-    except OSError:
-        return
 
 
 @pytest.fixture
@@ -122,7 +48,7 @@ def client(
 def test_a_window_is_asked_for_by_date_with_a_count_and_no_condition(server: ScriptedServer) -> None:
     server.answers = [send(200, json.dumps([ENTRY]))]
     with client(server.url, token=TOKEN) as nightscout:
-        (document,) = nightscout.entries(1000, 2000, 77)
+        (document,) = nightscout.documents(ENTRIES, 1000, 2000, 77)
     path, headers = server.requests[0]
     assert parse_qs(urlsplit(path).query) == {
         "find[date][$gte]": ["1000"],
@@ -139,7 +65,7 @@ def test_a_window_is_asked_for_by_date_with_a_count_and_no_condition(server: Scr
 def test_the_api_secret_is_sent_hashed(server: ScriptedServer) -> None:
     server.answers = [send(200, "[]")]
     with client(server.url, api_secret="my api secret") as nightscout:
-        nightscout.entries(0, 1, 1)
+        nightscout.documents(ENTRIES, 0, 1, 1)
     assert server.requests[0][1]["api-secret"] == hashlib.sha1(b"my api secret").hexdigest()
 
 
@@ -147,7 +73,7 @@ def test_gzip_is_understood_and_the_text_is_kept_as_sent(server: ScriptedServer)
     text = '{"_id":"x","identifier":"y","sgv":1.10,"date":"1700000000000"}'
     server.answers = [send(200, gzip.compress(f"[{text}]".encode()), Content_Encoding="gzip")]
     with client(server.url) as nightscout:
-        (document,) = nightscout.entries(0, 1, 1)
+        (document,) = nightscout.documents(ENTRIES, 0, 1, 1)
     assert (document.text, document.id, document.date_ms) == (text, "y", None)
 
 
@@ -158,7 +84,7 @@ def test_a_refusal_is_never_retried_and_says_what_to_set(server: ScriptedServer,
         client(server.url, token=TOKEN) as nightscout,
         pytest.raises(AuthenticationError, match="NIGHTSCOUT_TOKEN") as error,
     ):
-        nightscout.entries(0, 1, 1)
+        nightscout.documents(ENTRIES, 0, 1, 1)
     assert len(server.requests) == 1
     assert TOKEN not in str(error.value)
 
@@ -179,7 +105,7 @@ def test_a_refusal_is_never_retried_and_says_what_to_set(server: ScriptedServer,
 def test_what_is_not_nightscout_is_said_at_once(server: ScriptedServer, answer: Answer, message: str) -> None:
     server.answers = [answer]
     with client(server.url) as nightscout, pytest.raises(NotNightscoutError, match=message):
-        nightscout.entries(0, 1, 1)
+        nightscout.documents(ENTRIES, 0, 1, 1)
     assert len(server.requests) == 1
 
 
@@ -199,7 +125,7 @@ def test_what_can_pass_is_tried_again(server: ScriptedServer, answer: Answer) ->
     waits: list[float] = []
     server.answers = [answer, answer, send(200, json.dumps([ENTRY]))]
     with client(server.url, waits) as nightscout:
-        assert len(nightscout.entries(0, 1, 1)) == 1
+        assert len(nightscout.documents(ENTRIES, 0, 1, 1)) == 1
         assert nightscout.requests == 3
     assert len(waits) == 2
 
@@ -211,7 +137,7 @@ def test_waits_grow_and_differ(server: ScriptedServer) -> None:
         client(server.url, waits, attempts=12) as nightscout,
         pytest.raises(UnreachableError, match="12 attempts: HTTP 503"),
     ):
-        nightscout.entries(0, 1, 1)
+        nightscout.documents(ENTRIES, 0, 1, 1)
     assert len(waits) == 11
     assert len(set(waits)) > 5
     assert max(waits) <= 30
@@ -221,24 +147,43 @@ def test_retry_after_is_honoured(server: ScriptedServer) -> None:
     waits: list[float] = []
     server.answers = [send(429, "{}", Retry_After="7"), send(200, "[]")]
     with client(server.url, waits) as nightscout:
-        nightscout.entries(0, 1, 1)
+        nightscout.documents(ENTRIES, 0, 1, 1)
     assert waits == [7.0]
+
+
+def test_retry_after_can_be_a_time(server: ScriptedServer) -> None:
+    waits: list[float] = []
+    later = format_datetime(datetime.now(UTC) + timedelta(seconds=20), usegmt=True)
+    server.answers = [send(503, "{}", Retry_After=later), send(200, "[]")]
+    with client(server.url, waits) as nightscout:
+        nightscout.entries(0, 1, 1)
+    (wait,) = waits
+    assert 15 < wait <= 20
+
+
+def test_one_connection_serves_all_requests(server: ScriptedServer) -> None:
+    server.answers = [send(200, json.dumps([ENTRY]))]
+    with client(server.url) as nightscout:
+        for start in range(5):
+            nightscout.entries(start, start + 1, 1)
+    assert len(server.requests) == 5
+    assert len(server.connections) == 1
 
 
 def test_a_server_that_asks_for_more_time_than_a_run_has_is_left_alone(server: ScriptedServer) -> None:
     waits: list[float] = []
     server.answers = [send(429, "{}", Retry_After="3600")]
     with client(server.url, waits) as nightscout, pytest.raises(UnreachableError, match="asks to wait 3600 s"):
-        nightscout.entries(0, 1, 1)
+        nightscout.documents(ENTRIES, 0, 1, 1)
     assert waits == []
 
 
-@pytest.mark.parametrize("answer", [hang, drip], ids=["hangs", "drips"])
+@pytest.mark.parametrize("answer", [hang, drip, hang_in_the_body], ids=["hangs", "drips", "hangs in the body"])
 def test_a_server_that_hangs_does_not_hold_the_run(server: ScriptedServer, answer: Answer) -> None:
     server.answers = [answer]
     started = time.monotonic()
     with client(server.url, timeout_seconds=0.3, attempts=1) as nightscout, pytest.raises(UnreachableError):
-        nightscout.entries(0, 1, 1)
+        nightscout.documents(ENTRIES, 0, 1, 1)
     assert time.monotonic() - started < 10
 
 
@@ -248,7 +193,7 @@ def test_a_server_that_hangs_does_not_hold_the_run(server: ScriptedServer, answe
 )
 def test_an_unreachable_server_is_named(url: str, reason: str) -> None:
     with client(url, attempts=2) as nightscout, pytest.raises(UnreachableError, match=reason) as error:
-        nightscout.entries(0, 1, 1)
+        nightscout.documents(ENTRIES, 0, 1, 1)
     assert "anna" in str(error.value)
 
 
@@ -256,7 +201,7 @@ def test_no_secret_in_logs_or_errors(server: ScriptedServer, caplog: pytest.LogC
     caplog.set_level(logging.DEBUG, logger="nightscout_lakehouse")
     server.answers = [send(500, "{}")]
     with client(server.url, token=TOKEN, api_secret="other secret") as nightscout:
-        assert nightscout.change_hints(None) is None
+        assert nightscout.change_hints(ENTRIES, None) is None
         with pytest.raises(LakehouseError) as error:
             nightscout.status()
     assert TOKEN not in caplog.text + str(error.value) + repr(error.value)

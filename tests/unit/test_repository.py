@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from nightscout_lakehouse.lib.nightscout_collections import COLLECTIONS
 from nightscout_lakehouse.lib.settings import REPOSITORY_ROOT, Settings
 
 
@@ -45,8 +46,16 @@ def test_every_setting_is_documented() -> None:
     assert documented == {str(field.validation_alias) for field in Settings.model_fields.values()}
 
 
+def test_every_column_of_the_lake_is_documented() -> None:
+    page = (REPOSITORY_ROOT / "docs" / "reference" / "lake.md").read_text()
+    for collection in COLLECTIONS:
+        assert f"`lake.{collection.name}`" in page
+        missing = [column for column in collection.view_columns if f"`{column}`" not in page]
+        assert missing == [], collection.name
+
+
 def test_the_example_of_sites_is_valid_toml() -> None:
-    assert len(tomllib.loads((REPOSITORY_ROOT / "sites.example.toml").read_text())["sites"]) == 2
+    assert len(tomllib.loads((REPOSITORY_ROOT / "sites.example.toml").read_text())["sites"]) == 3
 
 
 def test_links_in_the_docs_lead_somewhere() -> None:

@@ -13,12 +13,14 @@ from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from enum import StrEnum
 from functools import wraps
+from pathlib import Path
 from types import FrameType
-from typing import Annotated, Any, ParamSpec, TypeVar
+from typing import Annotated, Any, Literal, ParamSpec, TypeVar
 
 import typer
 from rich.console import Console
 from rich.logging import RichHandler
+from rich.markup import escape
 from rich.table import Table
 
 from nightscout_lakehouse.lib.errors import LakehouseError
@@ -38,6 +40,8 @@ errors = Console(stderr=True, highlight=False)
 
 EXIT_FAILURE = 1
 MOST_ROWS = 1_000_000
+# Wider than any row: a file or a pipe has no edge to fold at.
+_UNFOLDED_WIDTH = 100_000
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -93,20 +97,26 @@ def backfill(
     settings = _prepare()
     from nightscout_lakehouse.lib.ingestion import ingest_sites
     from nightscout_lakehouse.lib.lake import Lake
+    from nightscout_lakehouse.lib.nightscout_collections import COLLECTIONS, DEVICE_STATUS, ENTRIES
     from nightscout_lakehouse.lib.sites import load_sites
 
     moment = since.replace(tzinfo=UTC)
     if moment > datetime.now(UTC):
         raise LakehouseError(f"--since {since.date()} is in the future.", "Give a day that has been.")
     with _not_while_running(settings), _demo_if_no_site(settings) as configured:
-        reports = ingest_sites(load_sites(configured), configured, Lake.open(configured), since=moment)
+        sites, lake = load_sites(configured), Lake.open(configured)
+        reports = ingest_sites(sites, configured, lake, since=moment)
+        readable = [site for site, report in zip(sites, reports, strict=True) if not report.error]
+        others = [c for c in COLLECTIONS[1:] if c is not DEVICE_STATUS or configured.read_device_status]
+        for collection in others if readable else ():
+            reports += ingest_sites(readable, configured, lake, since=moment, collection=collection)
         for report in reports:
             console.print(
-                f"{report.site}: {report.fetched:,} documents read again, {report.landed:,} new or changed, "
-                f"{report.deletions:,} deleted"
+                f"{report.site}, {report.collection}: {report.fetched:,} documents read again, "
+                f"{report.landed:,} new or changed, {report.deletions:,} deleted"
             )
         _run_pipeline(configured)
-    if any(report.error for report in reports):
+    if any(report.error for report in reports if report.collection == ENTRIES.name):
         raise typer.Exit(EXIT_FAILURE)
 
 
@@ -179,6 +189,49 @@ def sql(
     _print_rows(names, rows, output)
 
 
+@app.command("import")
+@_says_what_went_wrong
+def import_files(
+    path: Annotated[Path, typer.Argument(exists=True, help="A file, or a folder of files.")],
+    site: Annotated[str, typer.Option("--site", help="Whose readings these are.")],
+    timezone: Annotated[str | None, typer.Option(help="Zone of times without zone (IANA name).")] = None,
+    date_order: Annotated[
+        Literal["day_first", "month_first"] | None, typer.Option(help="Where the dates do not show it.")
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what the files hold; import nothing.")] = False,
+) -> None:
+    """Import exported files (Dexcom Clarity, LibreView, CSV) from anywhere; the files stay where they are."""
+    settings = _prepare()
+    from nightscout_lakehouse.lib.pipeline_report import print_imports
+    from nightscout_lakehouse.lib.sources.file_drop import import_path
+
+    with _not_while_running(settings):
+        outcomes = import_path(path, site, settings, timezone=timezone, date_order=date_order, dry_run=dry_run)
+    print_imports(console, outcomes)
+    problems = [outcome.message for outcome in outcomes if outcome.outcome in ("failed", "waiting")]
+    for problem in problems:
+        errors.print("[bold red]Error:[/] ", end="")
+        errors.print(problem, markup=False, soft_wrap=True)
+    if problems:
+        raise typer.Exit(EXIT_FAILURE)
+
+
+@app.command("sources")
+@_says_what_went_wrong
+def sources() -> None:
+    """List the kinds of file that can be imported, and where to drop them."""
+    from nightscout_lakehouse.lib.sources.registry import FORMATS
+
+    settings = load_settings()
+    table = Table(box=None, pad_edge=False)
+    for title in ("name", "kind of file", "what becomes of it"):
+        table.add_column(title, overflow="fold")
+    for each in FORMATS:
+        table.add_row(each.name, each.title, each.summary)
+    console.print(table)
+    console.print(f"Drop them into {settings.drop_dir}/SITE/, or: lakehouse import FILE --site SITE", soft_wrap=True)
+
+
 @app.command("demo-server")
 @_says_what_went_wrong
 def demo_server(
@@ -232,15 +285,17 @@ def _prepare() -> Settings:
 def _run_pipeline(settings: Settings) -> None:
     """Run the pipeline in this process and print its summary; ends the command with 1 if anything failed."""
     from nightscout_lakehouse.instance import execute_job
-    from nightscout_lakehouse.lib.pipeline_report import print_run, site_runs
+    from nightscout_lakehouse.lib.pipeline_report import other_collections, print_run, site_runs
 
     started = time.monotonic()
     outcome = execute_job("nightscout_pipeline")
     runs = site_runs(outcome.metadata)
     if outcome.success:
-        print_run(console, settings, runs, time.monotonic() - started)
+        print_run(console, settings, runs, other_collections(outcome.metadata), time.monotonic() - started)
     problems = [*outcome.errors, *(run.error for run in runs.values() if run.error)]
-    checks = [check for check in outcome.failed_checks if check != "every_site_was_read"]
+    problems += outcome.metadata.get("raw_file_drop", {}).get("problems", [])
+    told = {"every_site_was_read", "every_file_was_read"}
+    checks = [check for check in outcome.failed_checks if check not in told]
     if checks:
         problems.append(f"Failed checks: {', '.join(checks)}.")
     for problem in problems:
@@ -274,9 +329,11 @@ def _not_while_running(settings: Settings) -> Iterator[None]:
 @contextmanager
 def _demo_if_no_site(settings: Settings) -> Iterator[Settings]:
     """Serve the demo person while no site is configured; the settings then name it."""
+    from nightscout_lakehouse.lib.lake import Lake
     from nightscout_lakehouse.lib.sites import load_sites
+    from nightscout_lakehouse.lib.sources.file_drop import sites_of_files
 
-    if load_sites(settings):
+    if load_sites(settings) or sites_of_files(settings, Lake.open(settings)):
         yield settings
         return
     from nightscout_lakehouse.demo import DemoServer
@@ -291,29 +348,21 @@ def _demo_if_no_site(settings: Settings) -> Iterator[Settings]:
             del os.environ["NIGHTSCOUT_URL"], os.environ["NIGHTSCOUT_SITE"]
 
 
-def _read_warehouse(settings: Settings, query: str) -> tuple[list[str], list[tuple[Any, ...]]]:
-    import duckdb
+def _read_warehouse(settings: Settings, query: str) -> tuple[Sequence[str], list[tuple[Any, ...]]]:
+    from nightscout_lakehouse.lib.warehouse_query import query_warehouse
 
-    from nightscout_lakehouse.lib.warehouse import connect
-
-    if not settings.warehouse_path.is_file():
-        raise LakehouseError("There is no warehouse yet.", "Run `make run` first.")
-    with connect(settings, settings.warehouse_path, read_only=True) as connection:
-        try:
-            cursor = connection.execute(query)
-        except duckdb.Error as error:
-            raise LakehouseError(f"DuckDB refuses the query: {error}") from None
-        return [column[0] for column in cursor.description or []], cursor.fetchall()
+    result = query_warehouse(settings, query)
+    return result.columns, result.rows
 
 
-def _read_marts(settings: Settings, query: str) -> tuple[list[str], list[tuple[Any, ...]]]:
+def _read_marts(settings: Settings, query: str) -> tuple[Sequence[str], list[tuple[Any, ...]]]:
     from nightscout_lakehouse.lib.serving import read_query, reader_connection, serving_database
 
     with serving_database(settings) as owner:
         result = read_query(reader_connection(settings, owner) or owner, query, max_rows=MOST_ROWS)
     if result.is_cut:
         errors.print(f"Only the first {MOST_ROWS:,} rows are shown.")
-    return list(result.columns), result.rows
+    return result.columns, result.rows
 
 
 def _print_rows(names: Sequence[str], rows: Sequence[Sequence[Any]], output: Format) -> None:
@@ -327,10 +376,10 @@ def _print_rows(names: Sequence[str], rows: Sequence[Sequence[Any]], output: For
     else:
         table = Table(box=None, pad_edge=False)
         for name in names:
-            table.add_column(name, overflow="fold")
+            table.add_column(escape(name), overflow="fold")
         for row in rows:
-            table.add_row(*("" if value is None else str(value) for value in row))
-        console.print(table)
+            table.add_row(*(escape("" if value is None else str(value)) for value in row))
+        (console if sys.stdout.isatty() else Console(highlight=False, width=_UNFOLDED_WIDTH)).print(table)
 
 
 if __name__ == "__main__":

@@ -3,7 +3,9 @@
 import dagster as dg
 
 from nightscout_lakehouse.defs.alerts.failure import pipeline_failure_alert
+from nightscout_lakehouse.defs.ingestion.file_drop_assets import raw_file_drop
 from nightscout_lakehouse.defs.ingestion.nightscout_assets import (
+    COLLECTION_ASSETS,
     processed_nightscout_entries,
     raw_nightscout_entries,
     reread_nightscout_entries,
@@ -28,7 +30,9 @@ defs = dg.Definitions(
     assets=[
         raw_nightscout_entries,
         reread_nightscout_entries,
+        raw_file_drop,
         processed_nightscout_entries,
+        *COLLECTION_ASSETS,
         nightscout_enriched,
         validate_glucose_enriched,
         nightscout_curated,

@@ -10,6 +10,8 @@ from nightscout_lakehouse.lib.settings import Settings
 _DAGSTER_YAML = """\
 telemetry:
   enabled: false
+nux:
+  enabled: false
 run_queue:
   max_concurrent_runs: 1
 run_monitoring:

@@ -20,6 +20,13 @@ sites as (
     select * from ops.sites
 ),
 
+insulin as (
+    select * from {{ ref('fact_daily_insulin') }}
+    {% if is_incremental() %}
+        where {{ is_recomputed(this.name) }}
+    {% endif %}
+),
+
 daily as (
     select
         site,
@@ -55,6 +62,21 @@ with_length as (
         ) / 3600.0 as day_length_hours
     from daily
     inner join sites on daily.site = sites.site
+),
+
+with_insulin as (
+    select
+        with_length.*,
+        insulin.carbs_g,
+        insulin.meal_count,
+        insulin.bolus_units,
+        insulin.basal_units,
+        insulin.total_insulin_units,
+        insulin.bolus_share_pct,
+        insulin.basal_share_pct
+    from with_length
+    left join insulin
+        on with_length.site = insulin.site and with_length.reading_date = insulin.reading_date
 )
 
 select
@@ -85,5 +107,12 @@ select
     3.31 + 0.02392 * avg_glucose_mg_dl as estimated_a1c_pct,
     first_reading_timestamp,
     last_reading_timestamp,
-    sensor_interval_minutes
-from with_length
+    sensor_interval_minutes,
+    carbs_g,
+    meal_count,
+    bolus_units,
+    basal_units,
+    total_insulin_units,
+    bolus_share_pct,
+    basal_share_pct
+from with_insulin

@@ -61,7 +61,7 @@ found_intervals as (
     ) = 1
 ),
 
-with_interval as (
+readings as (
     select
         staged.*,
         coalesce(staged.configured_interval_minutes, found_intervals.interval_minutes, 5.0) as sensor_interval_minutes
@@ -71,13 +71,6 @@ with_interval as (
             staged.site = found_intervals.site
             and staged.reading_date = found_intervals.reading_date
             and staged.device = found_intervals.device
-),
-
-readings as (
-    select
-        *,
-        cast(sensor_interval_minutes * 30000 - 1 as bigint) as just_under_half_interval_ms
-    from with_interval
 ),
 
 devices as (
@@ -90,22 +83,38 @@ devices as (
     group by site, reading_date, device
 ),
 
-ranked as (
+with_device_rank as (
     select
         readings.*,
         devices.device_rank,
-        min(devices.device_rank) over (
-            partition by readings.site, readings.reading_date
-            order by epoch_ms(readings.reading_timestamp)
-            range between readings.just_under_half_interval_ms preceding
-            and readings.just_under_half_interval_ms following
-        ) as best_device_rank_nearby
+        -- Scans of a sensor that sends every 15 minutes have no interval of their own; near is what is near by the
+        -- wider of the two.
+        cast(
+            greatest(
+                readings.sensor_interval_minutes,
+                max(readings.sensor_interval_minutes) filter (where devices.device_rank = 1) over (
+                    partition by readings.site, readings.reading_date
+                )
+            ) * 30000 - 1 as bigint
+        ) as just_under_half_interval_ms
     from readings
     inner join devices
         on
             readings.site = devices.site
             and readings.reading_date = devices.reading_date
             and readings.device = devices.device
+),
+
+ranked as (
+    select
+        *,
+        min(device_rank) over (
+            partition by site, reading_date
+            order by epoch_ms(reading_timestamp)
+            range between just_under_half_interval_ms preceding
+            and just_under_half_interval_ms following
+        ) as best_device_rank_nearby
+    from with_device_rank
 ),
 
 flagged as (

@@ -50,6 +50,10 @@ select
     time_in_tight_range_pct,
     estimated_a1c_pct,
     cast(3.31 + 0.02392 * avg_glucose_7d_mg_dl as double precision) as estimated_a1c_7d_avg,
-    cast(reading_count_7d as bigint) as reading_count_7d
+    cast(reading_count_7d as bigint) as reading_count_7d,
+    carbs_g,
+    bolus_units,
+    basal_units,
+    total_insulin_units
 from rolling
 where reading_date > latest_date - 90

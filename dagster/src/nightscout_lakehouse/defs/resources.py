@@ -17,6 +17,7 @@ from nightscout_lakehouse.lib.postgres_connection import PostgresConnection
 from nightscout_lakehouse.lib.serving import serving_database
 from nightscout_lakehouse.lib.settings import Settings, load_settings
 from nightscout_lakehouse.lib.sites import Site, load_sites
+from nightscout_lakehouse.lib.sources.file_drop import sites_of_files
 
 DEMO_SITE = "demo"
 
@@ -28,6 +29,8 @@ class LakehouseResource(dg.ConfigurableResource):  # type: ignore[type-arg]
     _stack: ExitStack = PrivateAttr()
     _postgres: PostgresConnection | None = PrivateAttr(default=None)
     _sites: list[Site] | None = PrivateAttr(default=None)
+    _sites_of_files: list[Site] | None = PrivateAttr(default=None)
+    _unreadable_sites: set[str] = PrivateAttr(default_factory=set)
 
     @contextmanager
     def yield_for_execution(self, context: dg.InitResourceContext) -> Iterator["LakehouseResource"]:
@@ -51,13 +54,30 @@ class LakehouseResource(dg.ConfigurableResource):  # type: ignore[type-arg]
 
     @property
     def sites(self) -> list[Site]:
-        """The configured sites; the bundled demo server where none is, started for this run."""
+        """The sites with a server; the bundled demo server where there is no site at all, started for this run."""
         if self._sites is None:
             self._sites = load_sites(self._settings)
-            if not self._sites:
+            if not self._sites and not self.sites_of_files:
                 server = self._stack.enter_context(DemoServer())
                 self._sites = [Site(name=DEMO_SITE, url=server.url)]
         return self._sites
+
+    @property
+    def sites_of_files(self) -> list[Site]:
+        """The sites that have no server: what is known of them came from files."""
+        if self._sites_of_files is None:
+            self._sites_of_files = sites_of_files(self._settings, self.lake)
+        return self._sites_of_files
+
+    @property
+    def all_sites(self) -> list[Site]:
+        """Every site, with a server or without."""
+        return [*self.sites, *self.sites_of_files]
+
+    @property
+    def unreadable_sites(self) -> set[str]:
+        """Names of the sites that could not be read in this run: a server that refuses is not asked again."""
+        return self._unreadable_sites
 
     @property
     def postgres(self) -> PostgresConnection:

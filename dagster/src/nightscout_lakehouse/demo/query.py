@@ -3,7 +3,10 @@
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from typing import Any
+
+from nightscout_lakehouse.demo.person import zulu
 
 Document = dict[str, Any]
 Test = Callable[[Document], bool]
@@ -80,6 +83,7 @@ def parse_find(
 
     Raises:
         QueryError: A bound is no number where one is needed, or the operator is unknown.
+        ValueError: A bound on a time that is text is no date.
     """
     conditions: dict[str, list[tuple[str, Any]]] = {}
     for name, raw in pairs:
@@ -95,6 +99,8 @@ def parse_find(
     if not bounded:
         start: Any = now_ms - DEFAULT_WINDOW_MS if time_field == "date" else now_text
         conditions[time_field] = [("$gte", start)]
+    if time_field != "date" and bounded and time_field in conditions:
+        conditions[time_field] = [(o, _utc_text(str(v))) for o, v in conditions[time_field]]
     tests = tuple(_test(column, operator, value) for column, found in conditions.items() for operator, value in found)
     bounds = conditions.get(time_field, []) if time_field == "date" else []
     texts = conditions.get("dateString", [])
@@ -140,6 +146,20 @@ def _value(column: str, operator: str, raw: str) -> Any:
     if match is None:
         raise QueryError({})
     return int(match.group())
+
+
+def _utc_text(raw: str) -> str:
+    """How the server writes a bound on a time that is text: in UTC, to the millisecond; a number stays as it is.
+
+    Raises:
+        ValueError: It is neither a number nor a date.
+    """
+    try:
+        float(raw)
+    except ValueError:
+        moment = datetime.fromisoformat(raw.replace(" ", "+"))
+        return zulu(moment if moment.tzinfo else moment.replace(tzinfo=UTC))
+    return raw
 
 
 def _test(column: str, operator: str, bound: Any) -> Test:

@@ -39,6 +39,7 @@ from nightscout_lakehouse.demo.query import (
     parse_find,
 )
 from nightscout_lakehouse.demo.store import DemoStore, new_identifier
+from nightscout_lakehouse.lib.errors import ConfigurationError
 
 VERSION = "15.0.7"
 _CACHE_WINDOW = timedelta(days=2)
@@ -57,7 +58,8 @@ class DemoOptions:
         tokens: Access tokens with their role: `readable`, `admin` or `denied`.
         auth_fail_delay_seconds: How long requests are held after a refused login (5 in Nightscout).
         units: Display units of status.json.
-        denormalize_dates: Send `dateString` in the local zone and no `utcOffset`.
+        denormalize_dates: Send `dateString` and `created_at` in the local zone and no `utcOffset`.
+        closed_collections: Of `treatments`, `device_status`, `profiles`, those that no role may read.
     """
 
     default_roles: str = "readable"
@@ -66,6 +68,7 @@ class DemoOptions:
     auth_fail_delay_seconds: float = 5.0
     units: str = "mg/dl"
     denormalize_dates: bool = False
+    closed_collections: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -91,19 +94,26 @@ def create_app(store: DemoStore | None = None, options: DemoOptions | None = Non
         Route(f"{v1}/entries/{{spec}}", site.delete_entry, methods=["DELETE"]),
         Route(f"{v1}/entries{{suffix:path}}", site.entries),
         Route(f"{v1}/echo/entries/{{spec}}", site.echo),
-        Route(f"{v1}/treatments", site.treatments),
-        Route(f"{v1}/treatments.json", site.treatments),
-        Route(f"{v1}/devicestatus", site.device_status),
-        Route(f"{v1}/devicestatus.json", site.device_status),
-        Route(f"{v1}/profile", site.profiles),
-        Route(f"{v1}/profile.json", site.profiles),
+        *(
+            Route(f"{v1}/{name}{ending}", handler, methods=methods)
+            for name in ("treatments", "devicestatus")
+            for ending in ("", ".json")
+            for handler, methods in ((site.documents, ["GET"]), (site.post, ["POST", "PUT"]), (site.delete, ["DELETE"]))
+        ),
+        *(Route(f"{v1}/profile{ending}", site.newest_profiles) for ending in ("", ".json")),
+        *(Route(f"{v1}/profile{ending}", site.post, methods=["POST", "PUT"]) for ending in ("", ".json")),
+        *(Route(f"{v1}/profiles{ending}", site.documents) for ending in ("", ".json")),
+        *(
+            Route(f"{v1}/{name}/{{spec}}", site.delete, methods=["DELETE"])
+            for name in ("treatments", "devicestatus", "profile")
+        ),
         Route("/api/v2/authorization/request/{token}", site.login),
         Route(f"{v3}/version", site.v3_version),
         Route(f"{v3}/status", site.v3_status),
         Route(f"{v3}/lastModified", site.v3_last_modified),
         Route(f"{v3}/entries", site.v3_search),
         Route(f"{v3}/entries", site.v3_create, methods=["POST"]),
-        Route(f"{v3}/entries/history/{{since}}", site.v3_history),
+        Route(f"{v3}/{{collection}}/history/{{since}}", site.v3_history),
         Route(f"{v3}/entries/{{identifier}}", site.v3_get),
         Route(f"{v3}/entries/{{identifier}}", site.v3_delete, methods=["DELETE"]),
     ]
@@ -147,7 +157,19 @@ class DemoServer:
 
 
 def serve_forever(*, port: int, store: DemoStore | None = None, options: DemoOptions | None = None) -> None:
-    """Serve on 127.0.0.1 until the process is interrupted."""
+    """Serve on 127.0.0.1 until the process is interrupted.
+
+    Raises:
+        ConfigurationError: The port is taken.
+    """
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError:
+            raise ConfigurationError(
+                f"Port {port} on 127.0.0.1 is in use by another program.", "Give another one with --port."
+            ) from None
     uvicorn.run(create_app(store, options), host="127.0.0.1", port=port, log_level="warning", lifespan="off")
 
 
@@ -315,14 +337,14 @@ class _Site:
                 return [{**self._shown(d), "mills": d["date"]} for d in newest_first(recent, count, oldest=oldest)]
         return [self._shown(document) for document in newest_first(documents, count, oldest=oldest)]
 
-    def _shown(self, document: Document) -> Document:
-        if not self._options.denormalize_dates or "dateString" not in document:
+    def _shown(self, document: Document, field: str = "dateString") -> Document:
+        if not self._options.denormalize_dates or not _is_date(str(document.get(field))):
             return document
         offset = timedelta(minutes=document.get("utcOffset", 0))
-        moment = datetime.fromisoformat(document["dateString"]) + offset
+        moment = datetime.fromisoformat(document[field]) + offset
         sign, minutes = ("-" if offset < timedelta() else "+"), int(abs(offset).total_seconds() // 60)
         text = f"{_zulu(moment)[:-1]}{sign}{minutes // 60:02d}{minutes % 60:02d}"
-        return {key: value for key, value in document.items() if key != "utcOffset"} | {"dateString": text}
+        return {key: value for key, value in document.items() if key != "utcOffset"} | {field: text}
 
     def _query(self, request: Request, time_field: str, spec: str | None = None) -> Query:
         now = self._store.now()
@@ -378,25 +400,57 @@ class _Site:
         gone = self._store.remove(request.path_params["spec"].removesuffix(".json"))
         return _json({"n": int(gone), "ok": 1})
 
-    async def treatments(self, request: Request) -> Response:
-        if not (await self._access(request)).can_read:
+    async def documents(self, request: Request) -> Response:
+        """Treatments, device status, or profiles by condition."""
+        if not self._may_read(await self._access(request), request):
             return _unauthorized()
-        query = self._query(request, "created_at")
-        bounds = [value for name, value in request.query_params.multi_items() if name.startswith("find[created_at]")]
-        if any(not _is_date(bound) for bound in bounds):
+        name, time_field = _collection(request)
+        try:
+            query = self._query(request, time_field)
+        except ValueError:
+            # The error of the query is dropped, and what there is by then is sent.
             return _json(None)
-        count = parse_count(request.query_params.get("count"), 1000 if query.has_find else 100)
-        return _conditional(request, newest_first(self._store.treatments(query), count, oldest=False))
+        default = {"treatments": 1000 if query.has_find else 100}.get(name, 10)
+        documents = self._store.found(name, query)
+        count = parse_count(request.query_params.get("count"), default) or len(documents)
+        is_ascending = request.query_params.get(f"sort[{time_field}]") == "1"
+        ordered = documents if is_ascending else documents[::-1]
+        shown = [self._shown(document, "created_at") for document in ordered[:count]]
+        if name == "treatments":
+            return _conditional(request, [_with_amounts(document) for document in shown])
+        if name == "device_status":
+            shown = [document | {"mills": _mills(document)} for document in shown]
+        return _json(shown)
 
-    async def device_status(self, request: Request) -> Response:
-        if not (await self._access(request)).can_read:
+    async def newest_profiles(self, request: Request) -> Response:
+        if not self._may_read(await self._access(request), request):
             return _unauthorized()
-        return _json(self._store.device_status[: parse_count(request.query_params.get("count"), 10)])
+        profiles = sorted(self._store.profiles, key=lambda d: str(d.get("startDate", "")), reverse=True)
+        return _json(profiles[: parse_count(request.query_params.get("count"), 10)])
 
-    async def profiles(self, request: Request) -> Response:
-        if not (await self._access(request)).can_read:
+    async def post(self, request: Request) -> Response:
+        if not (await self._access(request)).can_write:
             return _unauthorized()
-        return _json(self._store.profiles[: parse_count(request.query_params.get("count"), 10)])
+        body = orjson.loads(await request.body())
+        documents = body if isinstance(body, list) else [body]
+        name, _ = _collection(request)
+        if name == "treatments":
+            parts = [part for d in documents for part in _normalized_treatment(d, self._store.now())]
+            return _json([self._store.upsert_by(name, part, *_identity(part)) for part in parts])
+        created = ({"created_at": _zulu(self._store.now()), **document} for document in documents)
+        return _json([self._store.upsert_by(name, d, *(["_id"] if "_id" in d else [])) for d in created])
+
+    async def delete(self, request: Request) -> Response:
+        if not (await self._access(request)).can_write:
+            return _unauthorized()
+        name, time_field = _collection(request)
+        identifier = request.path_params.get("spec", "").removesuffix(".json")
+        pairs = [("find[_id]", identifier)] if identifier else request.query_params.multi_items()
+        query = parse_find(pairs, time_field=time_field, now_ms=0, now_text=_zulu(self._store.now()))
+        return _json({"n": self._store.remove_found(name, query), "ok": 1})
+
+    def _may_read(self, access: _Access, request: Request) -> bool:
+        return access.can_read and _collection(request)[0] not in self._options.closed_collections
 
     # API v3
 
@@ -432,8 +486,11 @@ class _Site:
     async def v3_last_modified(self, request: Request) -> Response:
         if refusal := self._v3_refusal(request):
             return refusal
-        newest = max((_modified(document) for document in self._store.all_entries()), default=0)
-        result = {"srvDate": int(self._store.now().timestamp() * 1000), "collections": {"entries": newest}}
+        newest = {
+            name: max((_modified(document) for document in documents), default=0)
+            for name, documents in (("entries", self._store.all_entries()), ("treatments", self._store.treatments))
+        }
+        result = {"srvDate": int(self._store.now().timestamp() * 1000), "collections": newest}
         return _json({"status": 200, "result": result})
 
     async def v3_search(self, request: Request) -> Response:
@@ -471,7 +528,11 @@ class _Site:
         since = request.path_params["since"]
         if not since.isdigit():
             return _v3_error(400, "Bad or missing Last-Modified header/parameter")
-        changed = [d for d in self._store.all_entries() if d.get("srvModified", 0) > int(since)]
+        collection = request.path_params["collection"]
+        if collection not in ("entries", "treatments"):
+            return _json({"status": 404}, 404)
+        documents = self._store.all_entries() if collection == "entries" else self._store.treatments
+        changed = [d for d in documents if d.get("srvModified", 0) > int(since)]
         changed.sort(key=lambda d: int(d["srvModified"]))
         return _json({"status": 200, "result": [_v3_shown(d) for d in changed[:_V3_LIMIT]]})
 
@@ -577,6 +638,64 @@ def _normalized(document: Document) -> Document:
     return {**document, "dateString": zulu, "utcOffset": int(offset.total_seconds() // 60), "sysTime": zulu}
 
 
+# Path of a collection, its name in the store, and the field that it is found by.
+_COLLECTIONS = {
+    "treatments": ("treatments", "created_at"),
+    "devicestatus": ("device_status", "created_at"),
+    "profile": ("profiles", "startDate"),
+    "profiles": ("profiles", "startDate"),
+}
+
+
+def _collection(request: Request) -> tuple[str, str]:
+    return _COLLECTIONS[request.url.path.split("/")[3].partition(".")[0]]
+
+
+def _with_amounts(document: Document) -> Document:
+    """A treatment as the server shows it: insulin and carbohydrates as numbers, null where there is none."""
+    return {**document, "carbs": _amount(document.get("carbs")), "insulin": _amount(document.get("insulin"))}
+
+
+def _amount(value: Any) -> float | None:
+    try:
+        return None if value is None else float(value) if float(value) % 1 else int(float(value))
+    except ValueError:
+        return None
+
+
+def _mills(document: Document) -> int | None:
+    text = str(document.get("created_at"))
+    return int(datetime.fromisoformat(text).timestamp() * 1000) if _is_date(text) else None
+
+
+def _identity(treatment: Document) -> tuple[str, ...]:
+    """What a repost of a treatment is known by."""
+    return ("_id",) if "_id" in treatment else ("created_at", "eventType")
+
+
+def _normalized_treatment(document: Document, now: datetime) -> list[Document]:
+    """What a POST stores: the time in UTC with its offset, numbers as numbers, a pre-bolus as two documents."""
+    text = str(document.get("created_at"))
+    moment = datetime.fromisoformat(text) if _is_date(text) else now
+    moment = moment if moment.tzinfo else moment.replace(tzinfo=UTC)
+    offset = int((moment.utcoffset() or timedelta()).total_seconds() // 60)
+    stored = {**document, "created_at": _zulu(moment), "utcOffset": offset}
+    for name in ("carbs", "insulin", "percent", "relative", "preBolus", "targetTop", "targetBottom", "glucose"):
+        if name in stored:
+            stored[name] = _amount(stored[name])
+            if not stored[name]:
+                del stored[name]
+    if "glucose" not in stored:
+        stored = {key: value for key, value in stored.items() if key not in ("glucoseType", "units")}
+    minutes = stored.get("preBolus", 0)
+    if not minutes:
+        return [stored]
+    later = {"created_at": _zulu(moment + timedelta(minutes=minutes)), "eventType": stored.get("eventType")}
+    amounts = {"carbs": stored.pop("carbs")} if "carbs" in stored else {}
+    notes = {"notes": stored["notes"]} if stored.get("notes") else {}
+    return [stored, {**later, **amounts, **notes}]
+
+
 def _json(body: Any, status: int = 200) -> Response:
     content = orjson.dumps(body)
     headers = {"ETag": _etag(content)}
@@ -609,7 +728,8 @@ def _time_of(document: Document) -> datetime | None:
     date, created_at = document.get("date"), document.get("created_at")
     if isinstance(date, int | float):
         return datetime.fromtimestamp(date / 1000, UTC)
-    return datetime.fromisoformat(created_at) if isinstance(created_at, str) and _is_date(created_at) else None
+    is_date = isinstance(created_at, str) and _is_date(created_at)
+    return datetime.fromisoformat(str(created_at)).astimezone(UTC) if is_date else None
 
 
 def _unauthorized() -> Response:

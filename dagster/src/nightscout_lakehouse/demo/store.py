@@ -10,10 +10,13 @@ from typing import Any
 
 from nightscout_lakehouse.demo.person import Person
 from nightscout_lakehouse.demo.query import Query
+from nightscout_lakehouse.demo.therapy import Therapy
 
 Document = dict[str, Any]
 
 HISTORY_DAYS = 220
+# People have their server drop old device status: it is most of the database.
+DEVICE_STATUS_DAYS = 14
 
 
 class DemoStore:
@@ -36,11 +39,12 @@ class DemoStore:
         self.now = now
         self.profiles = list(profiles)
         self.device_status: list[Document] = []
-        self._treatments = list(treatments)
+        self.treatments = list(treatments)
         self._dates: list[float] = []
         self._entries: list[Document] = []
         self._undated: list[Document] = []
         self._person: Person | None = None
+        self._therapy: Therapy | None = None
         self._first_day = self.now()
         self._lived_to: dict[datetime, datetime] = {}
         self._lock = threading.RLock()
@@ -50,8 +54,9 @@ class DemoStore:
     @classmethod
     def of(cls, person: Person, days: int = HISTORY_DAYS, now: Callable[[], datetime] | None = None) -> "DemoStore":
         """The history of a person up to now; it grows with the clock."""
-        store = cls(profiles=[person.profile()], now=now or (lambda: datetime.now(UTC)))
-        store._person = person
+        therapy = Therapy(person, is_loop=person.seed % 2 == 0)
+        store = cls(profiles=therapy.profiles(), now=now or (lambda: datetime.now(UTC)))
+        store._person, store._therapy = person, therapy
         store._first_day = _midnight(store.now()) - timedelta(days=days)
         return store
 
@@ -114,12 +119,35 @@ class DemoStore:
             self._live(self._first_day, self.now())
             return [*self._undated, *self._entries]
 
-    def treatments(self, query: Query) -> list[Document]:
-        """The treatments that a query matches, oldest first."""
+    def found(self, collection: str, query: Query) -> list[Document]:
+        """The treatments, device status or profiles that a query matches, oldest first by the text of their time."""
         with self._lock:
-            self._live(self._first_day, self.now())
-            found = [document for document in self._treatments if query.matches(document)]
-        return sorted(found, key=lambda d: str(d.get("created_at", "")))
+            if collection != "profiles":
+                self._live(self._first_day, self.now())
+            documents: list[Document] = getattr(self, collection)
+            matching = [document for document in documents if query.matches(document)]
+        field = "startDate" if collection == "profiles" else "created_at"
+        return sorted(matching, key=lambda d: str(d.get(field, "")))
+
+    def upsert_by(self, collection: str, document: Document, *fields: str) -> Document:
+        """Add a document; one that is equal in these fields is overwritten and keeps its id."""
+        with self._lock:
+            documents: list[Document] = getattr(self, collection)
+            for position, held in enumerate(documents):
+                if fields and all(held.get(field) == document.get(field) for field in fields):
+                    documents[position] = {**document, "_id": held["_id"]}
+                    return documents[position]
+            created = {"_id": new_identifier(document, self.now()), **document}
+            documents.append(created)
+            return created
+
+    def remove_found(self, collection: str, query: Query) -> int:
+        """Delete for good what a query matches; returns how many there were."""
+        with self._lock:
+            gone = self.found(collection, query)
+            documents: list[Document] = getattr(self, collection)
+            documents[:] = [document for document in documents if document not in gone]
+        return len(gone)
 
     def _found(self, query: Query) -> list[Document]:
         low = 0 if query.low is None else bisect_left(self._dates, query.low)
@@ -160,7 +188,11 @@ class DemoStore:
             if lived_to < until:
                 for document in self._person.entries(lived_to, until):
                     self.put(document)
-                self._treatments.extend(self._person.treatments(lived_to, until))
+                if self._therapy is not None:
+                    self.treatments.extend(self._therapy.treatments(lived_to, until))
+                    kept_from = _midnight(now) - timedelta(days=DEVICE_STATUS_DAYS)
+                    if until > kept_from:
+                        self.device_status.extend(self._therapy.device_status(max(lived_to, kept_from), until))
                 self._lived_to[day] = until
             day += timedelta(days=1)
 

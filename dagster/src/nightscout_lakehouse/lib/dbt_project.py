@@ -11,7 +11,7 @@ import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
@@ -51,6 +51,7 @@ class DbtNodeResult:
         execution_seconds: Duration.
         relation: The table or view, with its schema.
         is_table: Whether it is a table.
+        column_descriptions: What its columns mean, by their names.
     """
 
     unique_id: str
@@ -63,6 +64,7 @@ class DbtNodeResult:
     execution_seconds: float
     relation: str | None
     is_table: bool
+    column_descriptions: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -249,6 +251,7 @@ def _node_result(item: Any) -> DbtNodeResult:
         execution_seconds=item.execution_time,
         relation=relation,
         is_table=relation is not None and node.config.materialized != "view",
+        column_descriptions={name: column.description for name, column in node.columns.items()} if relation else {},
     )
 
 

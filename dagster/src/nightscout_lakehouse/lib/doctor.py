@@ -16,6 +16,7 @@ from nightscout_lakehouse.lib.lake import Lake
 from nightscout_lakehouse.lib.serving import serving_database
 from nightscout_lakehouse.lib.settings import REPOSITORY_ROOT, Settings, load_settings
 from nightscout_lakehouse.lib.sites import load_sites
+from nightscout_lakehouse.lib.sources.file_drop import sites_of_files
 from nightscout_lakehouse.lib.warehouse import connect, link_extensions
 
 _PACKAGES = ("dagster", "dbt-core", "dbt-duckdb", "dbt-postgres", "duckdb", "pyarrow")
@@ -57,6 +58,8 @@ def _finding(name: str, check: Callable[[Settings], str], settings: Settings) ->
         return Finding(name, True, check(settings))
     except LakehouseError as error:
         return Finding(name, False, str(error.args[0]), error.hint)
+    except OSError as error:
+        return Finding(name, False, f"{error.filename}: {error.strerror}.", "See what is said of the folder.")
 
 
 def _python() -> Finding:
@@ -98,8 +101,11 @@ def _is_shadowed(name: str) -> bool:
 
 
 def _sites(settings: Settings) -> str:
-    sites = load_sites(settings)
-    return ", ".join(f"{site.name} ({site.url})" for site in sites) or "none: the bundled demo person is read"
+    sites = [*load_sites(settings), *sites_of_files(settings, Lake.open(settings))]
+    return (
+        ", ".join(f"{site.name} ({site.url or 'from files'})" for site in sites)
+        or "none: the bundled demo person is read"
+    )
 
 
 def _folder(settings: Settings) -> str:

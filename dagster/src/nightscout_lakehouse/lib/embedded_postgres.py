@@ -465,6 +465,12 @@ def _forbid_large_objects(superuser: PsycopgConnection) -> None:
 # Ports
 
 
+def kept_address(directory: Path) -> str | None:
+    """Who connects where, without the password, while the server of this folder runs; None before its first start."""
+    port = _kept_port(directory)
+    return f"{OWNER}@{HOST}:{port}/{DATABASE}" if port is not None else None
+
+
 def _kept_port(directory: Path) -> int | None:
     try:
         return int((directory / "port").read_text(encoding="ascii"))

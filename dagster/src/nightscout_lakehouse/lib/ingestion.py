@@ -3,13 +3,16 @@
 A site is read by windows of time. A window is read *whole*, so a document that the lake knows there and
 that the server no longer shows has been deleted. What is read at a tick:
 
-* the recent window: from `overlap_hours` before the newest reading known, with no upper end;
+* the recent window: from `overlap_hours` before the newest document known, with no upper end;
 * the history, backwards from there, until the server has nothing older (first runs only; it resumes);
 * some older days in rotation, so that late edits, backfill and deletions are found wherever they are;
+* where the server compares the time as text: all text that sorts below the dates, such as epoch numbers;
 * the days that API v3 names as changed, where it is offered.
 
-People prune old entries on the server to save space. So when most of a window's documents are gone at
-once, they stay in the lake and a warning says so; single deletions are followed.
+A collection without a time, such as the profiles, is one list that is read whole.
+
+People prune old documents on the server to save space. So when most of a window's documents are gone at
+once, or many from the oldest on, they stay in the lake and a warning says so; single deletions are followed.
 
 Only documents that are new or changed land in a batch file; those that the lake holds unchanged are
 counted as duplicates. So a tick with nothing new writes nothing.
@@ -27,7 +30,7 @@ import pyarrow as pa
 
 from nightscout_lakehouse.lib.errors import LakehouseError
 from nightscout_lakehouse.lib.lake import (
-    KINDS,
+    IMPORTED_ID_PREFIX,
     RAW_SCHEMA,
     Lake,
     batch_file,
@@ -36,16 +39,24 @@ from nightscout_lakehouse.lib.lake import (
     processing_state_file,
     sql_list,
 )
-from nightscout_lakehouse.lib.nightscout_client import Document, FetchPolicy, NightscoutClient, NightscoutError
+from nightscout_lakehouse.lib.nightscout_client import (
+    EARLIEST_TEXT_MS,
+    FAR_FUTURE_MS,
+    Document,
+    FetchPolicy,
+    NightscoutClient,
+    NightscoutError,
+)
+from nightscout_lakehouse.lib.nightscout_collections import ENTRIES, Collection
 from nightscout_lakehouse.lib.settings import Settings
 from nightscout_lakehouse.lib.sites import Site, canonical_timezone
 from nightscout_lakehouse.lib.warehouse import connect
 
 logger = logging.getLogger(__name__)
 
-# A bound that no date reaches: the year 2200. Wrong clocks write dates decades ahead; they must be seen too.
-FAR_FUTURE_MS = 7_258_118_400_000
 FUTURE_TOLERANCE = timedelta(minutes=15)
+# Processing refuses what is before the year 2000 as the work of a wrong clock.
+_EARLIEST_PLAUSIBLE_MS = 946_684_800_000
 DAY_MS = 86_400_000
 HOUR_MS = 3_600_000
 # The server compares the text of dateString, so a time zone in it can shift a document by this much.
@@ -80,6 +91,7 @@ class IngestionState:
         history_complete: Whether the server had nothing older at the last read.
         reread_below_ms: Where the rotation through older days stands.
         api_v3_since_ms: Where the change history of API v3 stands.
+        has_other_text: Whether documents were seen whose time is text that is no date, and so sorts apart from them.
         fetched: Documents fetched over the life of the lake.
         timezone: Time zone of the server's profile, if it has one.
         timezone_read_at: When the profile was read last.
@@ -92,6 +104,7 @@ class IngestionState:
     history_complete: bool = False
     reread_below_ms: int | None = None
     api_v3_since_ms: int | None = None
+    has_other_text: bool = False
     fetched: int = 0
     timezone: str | None = None
     timezone_read_at: str | None = None
@@ -104,11 +117,14 @@ class SiteIngestion:
 
     Attributes:
         site: Name of the site.
+        collection: Name of the collection.
         fetched: Documents that the server sent, each counted once per window.
         landed: Of them, those that are new or changed and were written to a batch file.
         unchanged: Of them, those that the lake already holds as they are.
         deletions: Documents that the lake held and the server no longer shows.
         retained: Documents that are gone from the server in such numbers that the lake keeps them.
+        oldest_ms: Least plausible date fetched, in epoch milliseconds.
+        newest_ms: Greatest plausible date fetched.
         batches: Numbers of the batch files written.
         bytes_written: Size of these files.
         requests: HTTP requests sent, retries included.
@@ -119,11 +135,14 @@ class SiteIngestion:
     """
 
     site: str
+    collection: str = ENTRIES.name
     fetched: int = 0
     landed: int = 0
     unchanged: int = 0
     deletions: int = 0
     retained: int = 0
+    oldest_ms: float | None = None
+    newest_ms: float | None = None
     batches: tuple[int, ...] = ()
     bytes_written: int = 0
     requests: int = 0
@@ -141,6 +160,10 @@ class _Known:
     month: str
     date_ms: float | None
     time_ms: float | None
+
+
+# How the client reads a window: collection, from, to, count.
+_Read = Callable[[Collection, int, int, int], list[Document]]
 
 
 @dataclass
@@ -181,8 +204,9 @@ def ingest_sites(
     *,
     since: datetime | None = None,
     until: datetime | None = None,
+    collection: Collection = ENTRIES,
 ) -> list[SiteIngestion]:
-    """Read all sites, some at a time; a site that fails does not stop the others.
+    """Read one collection of all sites, some at a time; a site that fails does not stop the others.
 
     Args:
         sites: The sites to read.
@@ -190,6 +214,7 @@ def ingest_sites(
         lake: Where batches land.
         since: Read everything from here again, besides what a tick reads.
         until: End of that stretch; now if None.
+        collection: What to read.
 
     Returns:
         One report a site, in the order of `sites`; a failed one carries its error.
@@ -197,7 +222,7 @@ def ingest_sites(
 
     def ingest(site: Site) -> SiteIngestion:
         with NightscoutClient(site, fetch_policy(settings)) as client:
-            reader = SiteReader(site, client, lake, settings, ingestion_options(settings))
+            reader = SiteReader(site, client, lake, settings, ingestion_options(settings), collection)
             try:
                 return reader.read(since=since, until=until)
             except LakehouseError as error:
@@ -212,15 +237,15 @@ def ingest_sites(
         return list(pool.map(ingest, sites))
 
 
-def load_state(lake: Lake, site: str) -> IngestionState:
-    """How far a site has been read; the initial state where it never was."""
-    stored = lake.read_json(ingestion_state_file(site)) or {}
+def load_state(lake: Lake, site: str, collection: Collection = ENTRIES) -> IngestionState:
+    """How far a site's collection has been read; the initial state where it never was."""
+    stored = lake.read_json(ingestion_state_file(site, collection)) or {}
     known = {name: stored[name] for name in IngestionState.__dataclass_fields__ if name in stored}
     return IngestionState(**known)
 
 
 class SiteReader:
-    """Reads one site once: plans the windows, lands what is new, and keeps the state after each batch."""
+    """Reads one collection of a site once: plans the windows, lands what is new, keeps the state after each batch."""
 
     def __init__(
         self,
@@ -229,6 +254,7 @@ class SiteReader:
         lake: Lake,
         settings: Settings,
         options: IngestionOptions,
+        collection: Collection = ENTRIES,
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
         self._site = site
@@ -236,12 +262,13 @@ class SiteReader:
         self._lake = lake
         self._settings = settings
         self._options = options
+        self._collection = collection
         self._now = now
-        self._state = load_state(lake, site.name)
-        self._report = SiteIngestion(site=site.name)
+        self._state = load_state(lake, site.name, collection)
+        self._report = SiteIngestion(site=site.name, collection=collection.name)
         self._started = time.monotonic()
         self._landed_ids: set[str] = set()
-        processed = (lake.read_json(processing_state_file(site.name)) or {}).get("processed_batch", 0)
+        processed = (lake.read_json(processing_state_file(site.name, collection)) or {}).get("processed_batch", 0)
         # What an unprocessed batch says is newer than what the lake shows: then nothing counts as unchanged.
         self._lake_is_current = processed >= self._state.next_batch - 1
 
@@ -257,10 +284,41 @@ class SiteReader:
 
     def read(self, *, since: datetime | None = None, until: datetime | None = None) -> SiteIngestion:
         """Read what a tick reads, and with `since` everything from there to `until` again."""
+        if self._collection.time_field is None:
+            self._read_list()
+        else:
+            self._read_windows(since, until)
+        self._state = replace(self._state, read_at=self._now().isoformat())
+        self._save_state()
+        return self.report
+
+    def _read_list(self) -> None:
+        """Read the whole list, and land what differs from the lake.
+
+        Nightscout can drop its oldest profiles, and the insulin of their time is counted by them. So what is older than
+        all that the server still shows has been pruned and stays, however few it is.
+        """
+        batch = _Changes()
+        documents = self._whole(self._client.documents, 0, 1)
+        known = self._known(0, FAR_FUTURE_MS)
+        shown_ms = [known[d.id].time_ms for d in documents if d.id in known]
+        oldest_ms = min((time_ms for time_ms in shown_ms if time_ms is not None), default=None)
+
+        def would_be_shown(held: _Known) -> bool:
+            is_within = oldest_ms is not None and held.time_ms is not None and held.time_ms >= oldest_ms
+            return is_within or self._options.accept_mass_deletions
+
+        self._compare(batch, documents, known, would_be_shown, "its first document")
+        self._state = replace(self._state, history_complete=True)
+        self._land(batch)
+
+    def _read_windows(self, since: datetime | None, until: datetime | None) -> None:
         now_ms = int(self._now().timestamp() * 1000)
         recent_ms = self._recent_from_ms(now_ms)
         batch = _Changes()
         self._read_window(batch, recent_ms, FAR_FUTURE_MS)
+        if self._collection.time_format == "iso_text":
+            self._read_window(batch, -1, EARLIEST_TEXT_MS)
         self._refresh_timezone()
         if self._state.history_below_ms is None:
             self._state = replace(self._state, history_below_ms=recent_ms)
@@ -270,18 +328,11 @@ class SiteReader:
         self._read_history()
         if since is not None:
             end_ms = int(until.timestamp() * 1000) if until else recent_ms
-            for from_ms, to_ms in _split(int(since.timestamp() * 1000), end_ms, self._window_ms):
-                stretch = _Changes()
-                self._read_window(stretch, from_ms, to_ms)
-                self._land(stretch)
-                self._log_progress(from_ms)
-        self._state = replace(self._state, read_at=self._now().isoformat())
-        self._save_state()
-        return self.report
+            self._read_stretch(int(since.timestamp() * 1000), end_ms)
 
     @property
     def _window_ms(self) -> int:
-        return self._options.window_days * DAY_MS
+        return min(self._options.window_days, self._collection.widest_window_days) * DAY_MS
 
     def _recent_from_ms(self, now_ms: int) -> int:
         if self._state.newest_ms is None:
@@ -306,9 +357,9 @@ class SiteReader:
 
     def _newest_before(self, below_ms: int) -> int | None:
         """An upper bound of the newest document before a time, on the server or in the lake; None for neither."""
-        on_server = self._client.newest_date_before(below_ms)
-        bounds = [] if on_server is None else [int(on_server) + 1]
-        months = {m for kind in KINDS for m in partition_files(self._lake, kind, self._site.name) if m != "undated"}
+        on_server = self._client.newest_before(self._collection, below_ms)
+        bounds = [] if on_server is None else [on_server]
+        months = {month for month, _ in self._partitions() if month != "undated"}
         in_lake = max((month for month in months if month <= _month(below_ms - 1)), default=None)
         if in_lake is not None:
             bounds.append(min(below_ms, _end_of_month_ms(in_lake)))
@@ -316,9 +367,9 @@ class SiteReader:
 
     def _hinted_windows(self, recent_ms: int) -> list[tuple[int, int]]:
         """The days before the recent window that API v3 names as changed."""
-        if not self._options.use_api_v3:
+        if not self._options.use_api_v3 or not self._collection.has_change_hints:
             return []
-        hints = self._client.change_hints(self._state.api_v3_since_ms)
+        hints = self._client.change_hints(self._collection, self._state.api_v3_since_ms)
         if hints is None:
             return []
         self._state = replace(self._state, api_v3_since_ms=hints.next_ms)
@@ -329,12 +380,11 @@ class SiteReader:
         """Page backwards until the server has nothing older, landing and remembering each window."""
         while not self._first_fetch_reached():
             below_ms = self._state.history_below_ms
-            newest_ms = None if below_ms is None else self._client.newest_date_before(below_ms)
-            if below_ms is None or newest_ms is None:
+            # What lies between is empty: years without documents cost one request.
+            to_ms = None if below_ms is None else self._client.newest_before(self._collection, below_ms)
+            if below_ms is None or to_ms is None:
                 self._state = replace(self._state, history_complete=True)
                 return
-            # What lies between is empty: years without readings cost one request.
-            to_ms = int(newest_ms) + 1
             from_ms = to_ms - self._window_ms
             window = _Changes()
             self._read_window(window, from_ms, to_ms, text_dates_to_ms=below_ms)
@@ -342,11 +392,29 @@ class SiteReader:
             self._land(window)
             self._log_progress(from_ms)
 
+    def _read_stretch(self, from_ms: int, to_ms: int) -> None:
+        """Read a stretch again, newest first; what neither the server nor the lake has anything of is skipped."""
+        below_ms = to_ms
+        while below_ms > from_ms:
+            newest_ms = self._newest_before(below_ms) or from_ms
+            start_ms = max(from_ms, newest_ms - self._window_ms)
+            stretch = _Changes()
+            if newest_ms > from_ms:
+                self._read_window(stretch, start_ms, newest_ms, text_dates_to_ms=below_ms)
+            else:
+                # Only documents whose date is a text can be left.
+                start_ms = from_ms
+                self._read_window(stretch, from_ms, below_ms)
+            self._land(stretch)
+            self._log_progress(start_ms)
+            below_ms = start_ms
+
     def _log_progress(self, from_ms: int) -> None:
         logger.info(
-            "site %s: %s documents fetched, read back to %s",
+            "site %s: %s documents of %s fetched, read back to %s",
             self._site.name,
             f"{self._report.fetched:,}",
+            self._collection.api_v3_name,
             _date_text(from_ms),
         )
 
@@ -355,13 +423,36 @@ class SiteReader:
 
     def _read_window(self, batch: _Changes, from_ms: int, to_ms: int, text_dates_to_ms: int | None = None) -> None:
         """Read a window whole and add to `batch` what differs from the lake."""
-        documents = self._whole(self._client.entries, from_ms, to_ms)
+        documents = self._whole(self._client.documents, from_ms, to_ms)
         text_to_ms = text_dates_to_ms or to_ms
-        by_text = self._whole(self._client.entries_by_date_string, from_ms, text_to_ms)
-        present = {document.id for document in documents}
-        # A numeric date outside the window with a dateString inside belongs to another window.
-        documents += [d for d in by_text if d.id not in present and d.date_ms is None]
-        known = self._known(from_ms, text_to_ms)
+        if self._collection.text_time_field is not None:
+            by_text = self._whole(self._client.documents_by_text, from_ms, text_to_ms)
+            present = {document.id for document in documents}
+            # A numeric date outside the window with a dateString inside belongs to another window.
+            documents += [d for d in by_text if d.id not in present and d.date_ms is None]
+
+        def would_be_shown(known: _Known) -> bool:
+            return _in_window(known, from_ms, to_ms, text_to_ms)
+
+        self._compare(batch, documents, self._known(from_ms, text_to_ms), would_be_shown, _date_text(from_ms))
+
+    def _compare(
+        self,
+        batch: _Changes,
+        documents: Sequence[Document],
+        known: Mapping[str, _Known],
+        would_be_shown: Callable[[_Known], bool],
+        start: str,
+    ) -> None:
+        """Add to `batch` what is new, changed or gone, of documents that were read whole.
+
+        Args:
+            batch: Takes the changes.
+            documents: What the server shows.
+            known: What the lake holds around there, by id.
+            would_be_shown: Whether the read would have shown a held document, had the server still had it.
+            start: Where the read begins, for the message on pruning.
+        """
         landed = 0
         for document in documents:
             held = known.get(document.id)
@@ -371,15 +462,13 @@ class SiteReader:
             landed += 1
             batch.upserts.append(document)
             batch.seen.add(document.id)
-        present = {document.id for document in documents}
         if known:
-            self._landed_ids |= present
-        gone = {
-            identity: held.month
-            for identity, held in known.items()
-            if identity not in self._landed_ids and _in_window(held, from_ms, to_ms, text_to_ms)
-        }
-        retained = self._retained(gone, known, from_ms, to_ms)
+            self._landed_ids |= {document.id for document in documents}
+        shown = {identity: held for identity, held in known.items() if would_be_shown(held)}
+        gone = {identity: held.month for identity, held in shown.items() if identity not in self._landed_ids}
+        still_ms = [held.time_ms for identity, held in shown.items() if identity not in gone]
+        gone_ms = [held.time_ms for identity, held in shown.items() if identity in gone]
+        retained = self._retained(len(gone), len(shown), start, self._is_oldest_end(gone_ms, still_ms))
         if not retained:
             batch.deletions.update(gone)
         self._note(documents)
@@ -393,37 +482,60 @@ class SiteReader:
             windows=self._report.windows + 1,
         )
 
-    def _retained(self, gone: Mapping[str, str], known: Mapping[str, _Known], from_ms: int, to_ms: int) -> int:
+    def _is_oldest_end(self, gone_ms: Sequence[float | None], still_ms: Sequence[float | None]) -> bool:
+        """Whether what is gone is older than all that the server has: then its history was cut, at whatever share."""
+        gone = [time_ms for time_ms in gone_ms if time_ms is not None]
+        still = [time_ms for time_ms in still_ms if time_ms is not None]
+        if len(gone) < _PRUNED_DOCUMENTS or self._collection.time_field is None:
+            return False
+        if still and min(still) <= max(gone):
+            return False
+        return self._client.newest_before(self._collection, int(min(gone))) is None
+
+    def _retained(self, gone: int, held: int, start: str, is_oldest_end: bool) -> int:
         """How many missing documents the lake keeps, since so many at once mean pruning, not correction."""
-        held = sum(_in_window(document, from_ms, to_ms, to_ms) for document in known.values())
-        if self._options.accept_mass_deletions or len(gone) < _PRUNED_DOCUMENTS or len(gone) <= held * _PRUNED_SHARE:
+        is_most = gone > held * _PRUNED_SHARE or is_oldest_end
+        if self._options.accept_mass_deletions or gone < _PRUNED_DOCUMENTS or not is_most:
             return 0
         logger.warning(
-            "site %s: %d of %d documents from %s on are gone from the server; the lake keeps them. "
+            "site %s: %d of %d documents of %s from %s on are gone from the server; the lake keeps them. "
             "Set NIGHTSCOUT_ACCEPT_MASS_DELETIONS=true for one run if they were meant to be deleted.",
             self._site.name,
-            len(gone),
+            gone,
             held,
-            _date_text(from_ms),
+            self._collection.api_v3_name,
+            start,
         )
-        return len(gone)
+        return gone
 
     def _note(self, documents: Sequence[Document]) -> None:
         """Move the cursor to the newest plausible date; a wrong clock must not carry it into the future."""
         latest_ms = (self._now() + FUTURE_TOLERANCE).timestamp() * 1000
         dates = [d.date_ms for d in documents if d.date_ms is not None and d.date_ms <= latest_ms]
         held = [] if self._state.newest_ms is None else [self._state.newest_ms]
+        other_text = self._collection.time_format == "iso_text" and any(d.date_ms is None for d in documents)
         self._state = replace(
-            self._state, newest_ms=max([*dates, *held], default=None), fetched=self._state.fetched + len(documents)
+            self._state,
+            newest_ms=max([*dates, *held], default=None),
+            has_other_text=self._state.has_other_text or other_text,
+            fetched=self._state.fetched + len(documents),
+        )
+        plausible = [date for date in dates if date >= _EARLIEST_PLAUSIBLE_MS]
+        seen = [date for date in (self._report.oldest_ms, self._report.newest_ms) if date is not None]
+        self._report = replace(
+            self._report,
+            oldest_ms=min([*plausible, *seen], default=None),
+            newest_ms=max([*plausible, *seen], default=None),
         )
 
-    def _whole(self, read: Callable[[int, int, int], list[Document]], from_ms: int, to_ms: int) -> list[Document]:
+    def _whole(self, read: _Read, from_ms: int, to_ms: int) -> list[Document]:
         """All documents of a window: one that fills its count may be cut, so it is halved and read again."""
         count = self._options.max_count
-        documents = read(from_ms, to_ms, count)
-        while len(documents) >= count and to_ms - from_ms <= 1:
+        documents = read(self._collection, from_ms, to_ms, count)
+        # What cannot be halved, such as the text below all dates, is read with a larger count.
+        while len(documents) >= count and (to_ms - from_ms <= 1 or from_ms < 0):
             count *= 2
-            documents = read(from_ms, to_ms, count)
+            documents = read(self._collection, from_ms, to_ms, count)
         if len(documents) < count:
             return documents
         middle_ms = (from_ms + min(to_ms, int(self._now().timestamp() * 1000) + DAY_MS)) // 2
@@ -431,25 +543,51 @@ class SiteReader:
             middle_ms = (from_ms + to_ms) // 2
         return self._whole(read, middle_ms, to_ms) + self._whole(read, from_ms, middle_ms)
 
-    def _known(self, from_ms: int, to_ms: int) -> dict[str, _Known]:
-        """The documents that the lake holds of a window, by id; soft-deleted and quarantined ones included."""
-        first, last = _month(from_ms), _month(to_ms)
-        files = [
-            file
-            for kind in KINDS
-            for month, file in partition_files(self._lake, kind, self._site.name).items()
-            if month == "undated" or first <= month <= last
+    def _partitions(self) -> list[tuple[str, str]]:
+        """Month and file of every partition of the collection, quarantine included."""
+        return [
+            item
+            for kind in self._collection.all_kinds
+            for item in partition_files(self._lake, kind, self._site.name, self._collection).items()
         ]
+
+    def _known(self, from_ms: int, to_ms: int) -> dict[str, _Known]:
+        """The documents that the lake holds around a window, by id; soft-deleted and quarantined ones included."""
+        first, last = _month(from_ms - _TEXT_DATE_MARGIN_MS), _month(to_ms + _TEXT_DATE_MARGIN_MS)
+        partitions = self._partitions()
+        near = [file for month, file in partitions if month == "undated" or first <= month <= last]
+        known = self._held(near, "true")
+        if self._state.has_other_text:
+            # Text that is no date stands at another place in the server's order than its time in ours.
+            far = [file for _, file in partitions if file not in near]
+            known |= self._held(far, f"date_ms < 0 or date_ms >= {FAR_FUTURE_MS - 1}")
+        return known
+
+    def _held(self, files: Sequence[str], condition: str) -> dict[str, _Known]:
         if not files:
             return {}
         with connect(self._settings) as connection:
             rows = connection.execute(
                 f"""
-                select nightscout_id, document_hash, month, date_ms, epoch_ms(reading_timestamp)
+                select
+                    nightscout_id,
+                    -- What was in the future is not any more: the clock of this machine was wrong. It lands again.
+                    case when is_past then '' else document_hash end,
+                    month,
+                    date_ms,
+                    epoch_ms({self._collection.time_column})
                 from read_parquet({sql_list(self._lake.duckdb_path(f) for f in files)},
-                                  hive_partitioning = true, hive_types = {{'month': 'varchar', 'site': 'varchar'}})
-                where document_hash is not null
-                """
+                                  hive_partitioning = true, hive_types = {{'month': 'varchar', 'site': 'varchar'}}),
+                lateral (
+                    select
+                        quarantine_reason = 'timestamp_in_future'
+                        and {self._collection.time_column} <= ?::timestamptz as is_past
+                )
+                where document_hash is not null and ({condition})
+                    -- What came from files is not the server's to show: its absence there is no deletion.
+                    and not starts_with(nightscout_id, '{IMPORTED_ID_PREFIX}')
+                """,
+                [self._now() + FUTURE_TOLERANCE],
             ).fetchall()
         return {row[0]: _Known(hash=row[1], month=row[2], date_ms=row[3], time_ms=row[4]) for row in rows}
 
@@ -459,10 +597,10 @@ class SiteReader:
             del batch.deletions[moved]
         if batch.upserts or batch.deletions:
             number = self._state.next_batch
-            while self._lake.exists(batch_file(self._site.name, number)):
+            while self._lake.exists(batch_file(self._site.name, number, self._collection)):
                 number += 1
             table = _batch_table(number, batch, self._now(), self._site.name)
-            size = self._lake.write_parquet(batch_file(self._site.name, number), table)
+            size = self._lake.write_parquet(batch_file(self._site.name, number, self._collection), table)
             self._state = replace(self._state, next_batch=number + 1)
             self._report = replace(
                 self._report,
@@ -472,13 +610,15 @@ class SiteReader:
         self._save_state()
 
     def _save_state(self) -> None:
-        self._lake.write_json(ingestion_state_file(self._site.name), asdict(self._state))
+        self._lake.write_json(ingestion_state_file(self._site.name, self._collection), asdict(self._state))
 
     def _refresh_timezone(self) -> None:
         """Take the time zone from the server's profile, once a day, where the configuration names none."""
         read_at = self._state.timezone_read_at
-        fresh = read_at is not None and self._now() - datetime.fromisoformat(read_at) < _TIMEZONE_REFRESH
-        if self._site.timezone is not None or fresh:
+        age = None if read_at is None else self._now() - datetime.fromisoformat(read_at)
+        # A negative age is that of a clock which was ahead.
+        fresh = age is not None and timedelta(0) <= age < _TIMEZONE_REFRESH
+        if self._collection is not ENTRIES or self._site.timezone is not None or fresh:
             return
         self._state = replace(self._state, timezone_read_at=self._now().isoformat())
         try:
@@ -506,10 +646,40 @@ def site_timezone(lake: Lake, site: Site) -> tuple[str, str]:
     return "UTC", "default"
 
 
-def write_batch(lake: Lake, site: str, number: int, documents: Sequence[Document], fetched_at: datetime) -> None:
+def write_batch(
+    lake: Lake,
+    site: str,
+    number: int,
+    documents: Sequence[Document],
+    fetched_at: datetime,
+    collection: Collection = ENTRIES,
+) -> None:
     """Write documents as one batch file of a site, for sources other than a server's windows."""
     batch = _Changes(upserts=list(documents))
-    lake.write_parquet(batch_file(site, number), _batch_table(number, batch, fetched_at, site))
+    lake.write_parquet(batch_file(site, number, collection), _batch_table(number, batch, fetched_at, site))
+
+
+def newest_documents(
+    lake: Lake,
+    settings: Settings,
+    batches: Sequence[tuple[str, int]],
+    limit: int,
+    collection: Collection = ENTRIES,
+) -> list[tuple[str, int, str, datetime, str | None]]:
+    """The last documents of some batch files: site, batch, operation, time of fetching and text."""
+    files = [lake.duckdb_path(batch_file(site, number, collection)) for site, number in batches]
+    if not files:
+        return []
+    with connect(settings) as connection:
+        return connection.execute(
+            f"""
+            select site, batch, operation, fetched_at, document
+            from read_parquet({sql_list(files)}, hive_partitioning = true, hive_types = {{'site': 'varchar'}})
+            order by fetched_at desc, site, batch desc, document_number desc
+            limit ?
+            """,
+            [limit],
+        ).fetchall()
 
 
 def _batch_table(number: int, batch: _Changes, fetched_at: datetime, site: str) -> pa.Table:
@@ -538,11 +708,6 @@ def _in_window(known: _Known, from_ms: int, to_ms: int, text_to_ms: int) -> bool
     if known.time_ms is not None:
         return from_ms + _TEXT_DATE_MARGIN_MS <= known.time_ms < text_to_ms - _TEXT_DATE_MARGIN_MS
     return False
-
-
-def _split(from_ms: int, to_ms: int, width_ms: int) -> list[tuple[int, int]]:
-    starts = range(from_ms, to_ms, width_ms)
-    return [(start, min(start + width_ms, to_ms)) for start in starts][::-1]
 
 
 def _month(epoch_ms: float) -> str:

@@ -2,10 +2,13 @@
 
 Layout below the root:
 
-    raw/nightscout_entries/site=<site>/batch=<number>.parquet         documents as they came, immutable
-    raw/nightscout_entries/site=<site>/state.json                     how far the site has been read
-    processed/nightscout_entries/kind=<kind>/site=<site>/month=<YYYY-MM>/entries.parquet
-    processed/nightscout_entries/state/<site>.json                    how far its batches have been processed
+    raw/<collection>/site=<site>/batch=<number>.parquet         documents as they came, immutable
+    raw/<collection>/site=<site>/state.json                     how far the site has been read
+    raw/nightscout_entries/site=<site>/imports.json             which files have been imported
+    processed/<collection>/kind=<kind>/site=<site>/month=<YYYY-MM>/<file>.parquet
+    processed/<collection>/state/<site>.json                    how far its batches have been processed
+
+The collections are `nightscout_entries`, `nightscout_treatments`, `nightscout_device_status` and `nightscout_profiles`.
 """
 
 import json
@@ -21,10 +24,11 @@ import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
 from nightscout_lakehouse.lib.errors import LakeError
+from nightscout_lakehouse.lib.nightscout_collections import ENTRIES, Collection
 from nightscout_lakehouse.lib.settings import Settings
 
-COLLECTION = "nightscout_entries"
-KINDS = ("sgv", "mbg", "cal", "quarantined")
+# Begins the id of a document that came from another source than the site's server.
+IMPORTED_ID_PREFIX = "import:"
 
 RAW_SCHEMA = pa.schema(
     [
@@ -214,14 +218,14 @@ class Lake:
         )
 
 
-def raw_folder(site: str) -> str:
+def raw_folder(site: str, collection: Collection = ENTRIES) -> str:
     """Folder of a site's batch files."""
-    return f"raw/{COLLECTION}/site={site}"
+    return f"raw/{collection.name}/site={site}"
 
 
-def batch_file(site: str, batch: int) -> str:
+def batch_file(site: str, batch: int, collection: Collection = ENTRIES) -> str:
     """One batch file of a site; numbers start at 1 and have no gaps when written."""
-    return f"{raw_folder(site)}/batch={batch:08d}.parquet"
+    return f"{raw_folder(site, collection)}/batch={batch:08d}.parquet"
 
 
 def batch_number(path: str) -> int | None:
@@ -232,26 +236,32 @@ def batch_number(path: str) -> int | None:
     return int(name.removeprefix("batch=").removesuffix(".parquet"))
 
 
-def ingestion_state_file(site: str) -> str:
+def ingestion_state_file(site: str, collection: Collection = ENTRIES) -> str:
     """Where it is kept how far a site has been read."""
-    return f"{raw_folder(site)}/state.json"
+    return f"{raw_folder(site, collection)}/state.json"
 
 
-def processing_state_file(site: str) -> str:
+def imports_file(site: str) -> str:
+    """Where it is kept which files of a site have been imported."""
+    return f"{raw_folder(site)}/imports.json"
+
+
+def processing_state_file(site: str, collection: Collection = ENTRIES) -> str:
     """Where it is kept how far a site's batches have been processed."""
-    return f"processed/{COLLECTION}/state/{site}.json"
+    return f"processed/{collection.name}/state/{site}.json"
 
 
-def partition_file(kind: str, site: str, month: str) -> str:
+def partition_file(kind: str, site: str, month: str, collection: Collection = ENTRIES) -> str:
     """The Parquet file of one kind, site and UTC month (`YYYY-MM`, or `undated` in quarantine)."""
-    return f"processed/{COLLECTION}/kind={kind}/site={site}/month={month}/entries.parquet"
+    return f"processed/{collection.name}/kind={kind}/site={site}/month={month}/{collection.file_name}"
 
 
-def partition_files(lake: Lake, kind: str, site: str) -> dict[str, str]:
+def partition_files(lake: Lake, kind: str, site: str, collection: Collection = ENTRIES) -> dict[str, str]:
     """The Parquet files of a kind and site, by month."""
-    folder = f"processed/{COLLECTION}/kind={kind}/site={site}"
+    folder = f"processed/{collection.name}/kind={kind}/site={site}"
     files = lake.list_files(folder, recursive=True)
-    return {file.split("/month=")[1].partition("/")[0]: file for file in files if file.endswith("/entries.parquet")}
+    name = f"/{collection.file_name}"
+    return {file.split("/month=")[1].partition("/")[0]: file for file in files if file.endswith(name)}
 
 
 def sql_text(value: str) -> str:

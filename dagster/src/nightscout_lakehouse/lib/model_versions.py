@@ -11,9 +11,11 @@ from typing import Any
 
 import duckdb
 
+from nightscout_lakehouse.lib.clinical.duckdb_functions import functions_version
+
 
 def model_versions(manifest: Mapping[str, Any]) -> dict[str, str]:
-    """The version of each model: a hash of its code, of all macros, and of the versions of what it selects from.
+    """The version of each model: a hash of its code, of all macros and SQL functions, and of what it selects from.
 
     Args:
         manifest: dbt's `manifest.json`.
@@ -25,7 +27,12 @@ def model_versions(manifest: Mapping[str, Any]) -> dict[str, str]:
     @cache
     def version(key: str) -> str:
         parents = sorted(parent for parent in models[key]["depends_on"]["nodes"] if parent in models)
-        parts = [models[key]["checksum"]["checksum"], *macros, *(version(parent) for parent in parents)]
+        parts = [
+            models[key]["checksum"]["checksum"],
+            functions_version(),
+            *macros,
+            *(version(parent) for parent in parents),
+        ]
         return hashlib.blake2b("\0".join(parts).encode(), digest_size=16).hexdigest()
 
     return {models[key]["name"]: version(key) for key in models}

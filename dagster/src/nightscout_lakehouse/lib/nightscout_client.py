@@ -1,6 +1,6 @@
 """A client for the parts of the Nightscout API that the lakehouse reads.
 
-API v1 is read by bounded windows of `date` with an explicit count, since the server otherwise adds a
+API v1 is read by windows of the collection's time with an explicit count, since the server otherwise adds a
 window of its own (four days) and a count of its own (ten). Conditional requests by date are never made:
 `Last-Modified` is the time of the newest reading, so they would hide backfill and edits.
 Source: Nightscout 15.0.7, `lib/server/query.js`, `lib/server/entries.js`, `lib/api/entries/index.js`.
@@ -8,6 +8,7 @@ Source: Nightscout 15.0.7, `lib/server/query.js`, `lib/server/entries.js`, `lib/
 
 import hashlib
 import logging
+import re
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -21,12 +22,20 @@ import msgspec
 import tenacity
 
 from nightscout_lakehouse.lib.errors import LakehouseError
+from nightscout_lakehouse.lib.nightscout_collections import COLLECTIONS, DEVICE_STATUS, ENTRIES, TREATMENTS, Collection
 from nightscout_lakehouse.lib.sites import Site
 
 logger = logging.getLogger(__name__)
 
 _TRANSIENT_STATUS = frozenset({408, 425, 429, 500, 502, 503, 504, 520, 521, 522, 523, 524})
 _BODY_DEADLINE_FACTOR = 5
+
+# A bound that no date reaches: the year 2200. Wrong clocks write dates decades ahead; they must be seen too.
+FAR_FUTURE_MS = 7_258_118_400_000
+# Below this, text sorts that is no date at all, such as the digits of epoch milliseconds.
+EARLIEST_TEXT_MS = 946_684_800_000
+_HOUR_MS = 3_600_000
+_ISO_TEXT = re.compile(r"\d{4}-\d\d-\d\d")
 
 # Begins the id of a document that came without one.
 UNIDENTIFIED = "unidentified:"
@@ -64,13 +73,16 @@ class Document:
         text: The JSON text, unchanged but for line breaks between tokens.
         id: `identifier`, else `_id` (API v3 shows the same under `identifier`), else made from the hash.
         hash: 128-bit BLAKE2b of the text, hexadecimal.
-        date_ms: `date` where it is a number (what the server's date filter sees), else None.
+        date_ms: Where the server's time filter sees it, in epoch milliseconds: for entries `date` where it is a number,
+            for collections by text the later of the text's own digits and the instant they mean; None for neither.
+        time_text: `created_at` as it came, for collections that the server filters by text.
     """
 
     text: str
     id: str
     hash: str
     date_ms: float | None
+    time_text: str | None = None
 
 
 @dataclass(frozen=True)
@@ -112,6 +124,7 @@ class _Keys(msgspec.Struct):
     id: Any = msgspec.field(name="_id", default=None)
     identifier: Any = None
     date: Any = None
+    created_at: Any = None
 
 
 _list_decoder = msgspec.json.Decoder(list[msgspec.Raw])
@@ -161,22 +174,38 @@ class NightscoutClient:
         """Requests sent so far, retries included."""
         return self._requests
 
-    def entries(self, from_ms: int, to_ms: int, count: int) -> list[Document]:
-        """Entries of every type with `from_ms <= date < to_ms`, newest first, at most `count`."""
-        return self._documents({"find[date][$gte]": from_ms, "find[date][$lt]": to_ms, "count": count})
+    def documents(self, collection: Collection, from_ms: int, to_ms: int, count: int) -> list[Document]:
+        """Documents with `from_ms <= time < to_ms`, newest first, at most `count`.
 
-    def entries_by_date_string(self, from_ms: int, to_ms: int, count: int) -> list[Document]:
-        """Entries whose `dateString` lies in the window: finds those whose `date` is text or missing.
+        Where the server compares text, `from_ms < 0` and `to_ms >= FAR_FUTURE_MS` leave that end open, so that text
+        which is no date is found as well. A collection without a time is listed whole.
+        """
+        params: dict[str, str | int] = {"count": count}
+        if collection.time_format == "epoch_ms":
+            params |= {"find[date][$gte]": from_ms, "find[date][$lt]": to_ms}
+        elif collection.time_field is not None:
+            if from_ms >= 0:
+                params[f"find[{collection.time_field}][$gte]"] = _iso(from_ms)
+            if to_ms < FAR_FUTURE_MS:
+                params[f"find[{collection.time_field}][$lt]"] = _iso(to_ms)
+        return self._documents(collection, params)
+
+    def documents_by_text(self, collection: Collection, from_ms: int, to_ms: int, count: int) -> list[Document]:
+        """Documents whose second time field lies in the window: finds those whose `date` is text or missing.
 
         The server compares text, and stores `dateString` in UTC with a `Z`.
         """
-        bounds = {"find[dateString][$gte]": _iso(from_ms), "find[dateString][$lt]": _iso(to_ms)}
-        return self._documents({**bounds, "count": count})
+        name = collection.text_time_field
+        bounds = {f"find[{name}][$gte]": _iso(from_ms), f"find[{name}][$lt]": _iso(to_ms)}
+        return self._documents(collection, {**bounds, "count": count})
 
-    def newest_date_before(self, before_ms: int) -> float | None:
-        """The newest numeric `date` below `before_ms`, or None where there is no older entry."""
-        for document in self._documents({"find[date][$lt]": before_ms, "count": 1}):
-            return document.date_ms
+    def newest_before(self, collection: Collection, before_ms: int) -> int | None:
+        """A time just after the newest document below `before_ms`, or None where there is no older one."""
+        bound = before_ms if collection.time_format == "epoch_ms" else _iso(before_ms)
+        for document in self._documents(collection, {f"find[{collection.time_field}][$lt]": bound, "count": 1}):
+            if collection.time_format == "epoch_ms":
+                return None if document.date_ms is None else int(document.date_ms) + 1
+            return _after_text(document, before_ms)
         return None
 
     def status(self) -> ServerStatus:
@@ -205,8 +234,8 @@ class NightscoutClient:
         zone = profile.get("timezone") if isinstance(profile, dict) else None
         return zone if isinstance(zone, str) and zone.strip() else None
 
-    def change_hints(self, since_ms: int | None) -> ChangeHints | None:
-        """Which entries API v3 reports as changed or deleted since `since_ms`; None where v3 is not offered.
+    def change_hints(self, collection: Collection, since_ms: int | None) -> ChangeHints | None:
+        """Which documents API v3 reports as changed or deleted since `since_ms`; None where v3 is not offered.
 
         Nothing that was uploaded through v1 is in there, so this only says where to look again early.
         """
@@ -219,25 +248,30 @@ class NightscoutClient:
             if since_ms is None:
                 newest = self._json_object("/api/v3/lastModified", headers=headers).get("result")
                 collections = newest.get("collections") if isinstance(newest, dict) else None
-                value = collections.get("entries") if isinstance(collections, dict) else None
+                value = collections.get(collection.api_v3_name) if isinstance(collections, dict) else None
                 return ChangeHints((), int(value) if isinstance(value, int | float) else 0)
-            body = self._json_object(f"/api/v3/entries/history/{since_ms}", {"limit": 1000}, headers)
+            path = f"/api/v3/{collection.api_v3_name}/history/{since_ms}"
+            body = self._json_object(path, {"limit": 1000}, headers)
         except NightscoutError as error:
             # v1 has been read by now and is complete without v3.
             logger.info("site %s: API v3 is not used (%s)", self._site.name, type(error).__name__)
             return None
         changed = [document for document in body.get("result") or [] if isinstance(document, dict)]
-        dates = tuple(float(d["date"]) for d in changed if isinstance(d.get("date"), int | float))
+        times = (
+            d["date"] if isinstance(d.get("date"), int | float) else _text_ms(d.get("created_at")) for d in changed
+        )
+        dates = tuple(float(moment) for moment in times if moment is not None)
         modified = [int(d["srvModified"]) for d in changed if isinstance(d.get("srvModified"), int | float)]
         return ChangeHints(dates, max([since_ms, *modified]))
 
-    def _documents(self, params: Mapping[str, str | int]) -> list[Document]:
-        body = self._get("/api/v1/entries.json", params)
+    def _documents(self, collection: Collection, params: Mapping[str, str | int]) -> list[Document]:
+        body = self._get(collection.api_path, params)
         try:
-            return [_document(bytes(raw)) for raw in _list_decoder.decode(body)]
+            return [_document(bytes(raw), collection) for raw in _list_decoder.decode(body)]
         except msgspec.DecodeError:
             raise NotNightscoutError(
-                f"Site {self._site.name}: {self._site.url}/api/v1/entries.json does not send a list of entries.",
+                f"Site {self._site.name}: {self._site.url}{collection.api_path} does not send a list of "
+                f"{collection.api_v3_name}.",
                 "Check that the URL is that of a Nightscout server.",
             ) from None
 
@@ -286,12 +320,15 @@ class NightscoutClient:
         except (httpx.TransportError, httpx.InvalidURL) as error:
             raise _TransientError(_transport_reason(error)) from None
         body = b"".join(chunks)
-        self._check(response, body)
+        self._check(response, body, path)
         return body
 
-    def _check(self, response: httpx.Response, body: bytes) -> None:
+    def _check(self, response: httpx.Response, body: bytes, path: str) -> None:
         """Raise what a response other than complete JSON means."""
         name, url, status = self._site.name, self._site.url, response.status_code
+        if status in (401, 403) and path in {collection.api_path for collection in COLLECTIONS[1:]}:
+            # A role may be given some collections and not others.
+            url += path
         if status in (401, 403):
             raise AuthenticationError(
                 f"Site {name}: {url} refuses to be read (HTTP {status}).",
@@ -319,6 +356,9 @@ class NightscoutClient:
                 f"Site {name}: {url} sends {kind} instead of JSON.",
                 "A login page, a parked host or another program answers there; check the URL.",
             )
+        if body.strip() == b"null" and path in (TREATMENTS.api_path, DEVICE_STATUS.api_path):
+            # There Nightscout drops an error of its database and sends what it then has. That is no empty list.
+            raise _TransientError("the answer is null, as when the server's database fails")
         try:
             msgspec.json.decode(body, type=msgspec.Raw)
         except msgspec.DecodeError:
@@ -362,7 +402,7 @@ def _auth_headers(site: Site) -> dict[str, str]:
     return {}
 
 
-def _document(raw: bytes) -> Document:
+def _document(raw: bytes, collection: Collection) -> Document:
     text = raw.decode("utf-8", "replace").replace("\r", " ").replace("\n", " ")
     try:
         keys = _keys_decoder.decode(raw)
@@ -370,18 +410,49 @@ def _document(raw: bytes) -> Document:
         keys = _Keys()
     digest = hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
     identity = next((key for key in (keys.identifier, keys.id) if isinstance(key, str) and key), None)
-    is_number = isinstance(keys.date, int | float) and not isinstance(keys.date, bool)
+    is_by_text = collection.time_format == "iso_text"
     return Document(
         text=text,
         id=identity or f"{UNIDENTIFIED}{digest}",
         hash=digest,
-        date_ms=float(keys.date) if is_number else None,
+        date_ms=_text_ms(keys.created_at) if is_by_text else _number(keys.date),
+        time_text=keys.created_at if is_by_text and isinstance(keys.created_at, str) else None,
     )
 
 
-def documents_from_json(texts: Iterable[str]) -> list[Document]:
+def documents_from_json(texts: Iterable[str], collection: Collection = ENTRIES) -> list[Document]:
     """Documents from JSON texts, identified and hashed as those that a server sends."""
-    return [_document(text.encode()) for text in texts]
+    return [_document(text.encode(), collection) for text in texts]
+
+
+def _number(value: Any) -> float | None:
+    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
+
+
+def _text_ms(value: Any) -> float | None:
+    """Where ISO text stands in the server's filter, or None for what is no ISO text.
+
+    The server compares the stored text, and may send it in another zone than it is stored in: so the later of the
+    instant and the digits taken as UTC.
+    """
+    if not isinstance(value, str) or not _ISO_TEXT.match(value):
+        return None
+    try:
+        moment = datetime.fromisoformat(value.strip())
+    except ValueError:
+        return None
+    wall_clock = moment.replace(tzinfo=UTC)
+    return max(wall_clock, moment if moment.tzinfo else wall_clock).timestamp() * 1000
+
+
+def _after_text(document: Document, before_ms: int) -> int | None:
+    """A time after a document's text, at most `before_ms`; None for text that sorts below every date."""
+    if document.date_ms is not None:
+        # `12:30Z` sorts after `12:30:59.999Z`: the next full hour is after both.
+        return min(before_ms, (int(document.date_ms) // _HOUR_MS + 1) * _HOUR_MS)
+    if (document.time_text or "") < _iso(EARLIEST_TEXT_MS):
+        return None
+    return before_ms
 
 
 def _decode(body: bytes, kind: Any) -> Any:

@@ -1,7 +1,7 @@
 """What the commands print: the summary of a run, the state of the sites, the check of the servers."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -9,11 +9,14 @@ from rich.console import Console
 from rich.table import Table
 
 from nightscout_lakehouse.lib.errors import LakehouseError
-from nightscout_lakehouse.lib.ingestion import fetch_policy, load_state
+from nightscout_lakehouse.lib.ingestion import IngestionState, fetch_policy, load_state
 from nightscout_lakehouse.lib.lake import Lake
 from nightscout_lakehouse.lib.nightscout_client import NightscoutClient
+from nightscout_lakehouse.lib.nightscout_collections import COLLECTIONS
+from nightscout_lakehouse.lib.serving import serving_address
 from nightscout_lakehouse.lib.settings import Settings
 from nightscout_lakehouse.lib.sites import Site, load_sites
+from nightscout_lakehouse.lib.sources.file_drop import FileImport, sites_of_files
 from nightscout_lakehouse.lib.summary import SUMMARY_DAYS, SiteSummary, site_summaries
 
 NOT_FOR_DOSING = "For insight, not for dosing decisions; it does not replace the sensor's own alarms."
@@ -31,7 +34,24 @@ class SiteRun:
     error: str | None = None
 
 
-def print_run(console: Console, settings: Settings, runs: Mapping[str, SiteRun], seconds: float) -> None:
+@dataclass(frozen=True)
+class CollectionRun:
+    """What a run did with a collection beside the entries, over all sites."""
+
+    title: str
+    fetched: int
+    rows: int
+    quarantined: int
+    errors: tuple[str, ...]
+
+
+def print_run(
+    console: Console,
+    settings: Settings,
+    runs: Mapping[str, SiteRun],
+    collections: Sequence[CollectionRun],
+    seconds: float,
+) -> None:
     """Print what a run brought for each site, the figures that now hold, and where to look next."""
     summaries = {summary.site: summary for summary in site_summaries(settings)}
     table = _table(
@@ -45,29 +65,42 @@ def print_run(console: Console, settings: Settings, runs: Mapping[str, SiteRun],
         table.add_row(site, *(f"{count:,}" for count in counts), *_figures(summaries.get(site)))
     console.print()
     console.print(table)
+    if collections:
+        parts = [f"{c.title} {c.fetched:,} fetched, {c.rows:,} in all" for c in collections]
+        console.print("Beside the entries: " + "; ".join(parts) + ".", soft_wrap=True)
+    for error in (error for collection in collections for error in collection.errors):
+        console.print("[bold yellow]Not read:[/] ", end="")
+        console.print(error, markup=False, soft_wrap=True)
     console.print(f"TIR, mean and GMI are of the last {SUMMARY_DAYS} days with readings. {NOT_FOR_DOSING}", style="dim")
     console.print()
     console.print(f"Done in {seconds:.1f} s. All of it is in {settings.home}", soft_wrap=True)
     console.print(f"  history (Parquet)    {settings.lake_url}/processed", soft_wrap=True)
     console.print(f"  warehouse (DuckDB)   {settings.warehouse_path}", soft_wrap=True)
+    console.print(f"  marts (Postgres)     {serving_address(settings)}, schema marts{_while(settings)}", soft_wrap=True)
     console.print("Look next:")
     console.print("  make dev             the pipeline in the Dagster UI, running every 30 minutes")
     console.print("  make status          each site's last reading, rows and cursor")
     console.print(
-        '  .venv/bin/lakehouse sql --marts "select * from mart_glucose_overview order by reading_date desc limit 7"'
+        '  .venv/bin/lakehouse sql --marts "select * from mart_glucose_overview order by reading_date desc limit 7"',
+        soft_wrap=True,
     )
+
+
+def _while(settings: Settings) -> str:
+    return "" if settings.database_url.get_secret_value() else "; it runs while `make dev` or a command does"
 
 
 def print_status(console: Console, settings: Settings) -> None:
     """Print each site's last reading with its age, its rows and how far it has been read."""
     lake = Lake.open(settings)
     summaries = {summary.site: summary for summary in site_summaries(settings)}
+    of_files = {site.name for site in sites_of_files(settings, lake)}
     names = [site.name for site in load_sites(settings)]
-    if not names and not summaries:
+    if not names and not of_files and not summaries:
         console.print("Nothing has been read yet. Run `make run`.")
         return
     table = _table("site", "last reading", "age", "mg/dL", "rows", "read up to", "history", "quarantined", "time zone")
-    for name in sorted({*names, *summaries}):
+    for name in sorted({*names, *of_files, *summaries}):
         summary, state = summaries.get(name), load_state(lake, name)
         table.add_row(
             name,
@@ -75,12 +108,18 @@ def print_status(console: Console, settings: Settings) -> None:
             _age(summary.last_reading) if summary else "",
             _number(summary.last_glucose_mg_dl, 0) if summary else "",
             f"{summary.readings:,}" if summary else "0",
-            _time(datetime.fromtimestamp(state.newest_ms / 1000, UTC)) if state.newest_ms is not None else "never",
-            "complete" if state.history_complete else "partial",
+            _read_up_to(state, is_of_files=name in of_files),
+            "" if name in of_files else "complete" if state.history_complete else "partial",
             f"{summary.quarantined:,}" if summary else "0",
             f"{summary.timezone} ({summary.timezone_source})" if summary else "",
         )
     console.print(table)
+
+
+def _read_up_to(state: IngestionState, *, is_of_files: bool) -> str:
+    if is_of_files:
+        return "files"
+    return "never" if state.newest_ms is None else _time(datetime.fromtimestamp(state.newest_ms / 1000, UTC))
 
 
 def print_sites_check(console: Console, settings: Settings) -> bool:
@@ -90,7 +129,47 @@ def print_sites_check(console: Console, settings: Settings) -> bool:
     for row in checks:
         table.add_row(*row)
     console.print(table)
+    of_files = [site.name for site in sites_of_files(settings, Lake.open(settings))]
+    if of_files:
+        console.print(f"Without a server, from files: {', '.join(of_files)}")
     return not any(row[-1] for row in checks)
+
+
+def print_imports(console: Console, outcomes: Sequence[FileImport]) -> None:
+    """Print what each file holds, what was refused and why, and what to do next."""
+    table = _table("file", "kind", "rows", "readings", "new", "refused", "left out", "from", "to")
+    for each in outcomes:
+        report = each.report
+        if report is None:
+            table.add_row(each.file, each.title or {"known": "imported before"}.get(each.outcome, each.outcome))
+            continue
+        table.add_row(
+            each.file,
+            each.title,
+            *(f"{count:,}" for count in (report.rows, report.documents)),
+            "" if each.outcome == "examined" else f"{report.landed:,}",
+            *(f"{sum(counts.values()):,}" for counts in (report.refused, report.left_out)),
+            _time(report.first_time),
+            _time(report.last_time),
+        )
+    console.print(table)
+    for each in outcomes:
+        if each.report is None:
+            continue
+        for reason, count in each.report.refused.items():
+            lines = ", ".join(str(line) for line in each.report.refused_lines[reason])
+            more = ", …" if count > len(each.report.refused_lines[reason]) else ""
+            console.print(f"{each.file}: {count:,} refused, {reason} (line {lines}{more})", markup=False)
+        left_out = ", ".join(f"{reason} {count:,}" for reason, count in each.report.left_out.items())
+        if left_out:
+            console.print(f"{each.file}: left out by rule: {left_out}", markup=False)
+    zones = sorted({each.timezone for each in outcomes if each.report is not None})
+    if zones:
+        console.print(f"Times without a zone were read as {', '.join(zones)}.")
+    if any(each.outcome == "imported" for each in outcomes):
+        console.print("Imported. `make run` brings the figures up to date.")
+    elif any(each.outcome == "examined" for each in outcomes):
+        console.print("Nothing was imported (--dry-run).")
 
 
 def _check(site: Site, settings: Settings) -> tuple[str, ...]:
@@ -132,7 +211,21 @@ def _table(*titles: str) -> Table:
     return table
 
 
-_TEXT_COLUMNS = ("site", "url", "last reading", "read up to", "history", "time zone", "problem", "version", "units")
+_TEXT_COLUMNS = (
+    "file",
+    "kind",
+    "from",
+    "to",
+    "site",
+    "url",
+    "last reading",
+    "read up to",
+    "history",
+    "time zone",
+    "problem",
+    "version",
+    "units",
+)
 
 
 def _number(value: float | None, digits: int) -> str:
@@ -152,9 +245,30 @@ def _age(moment: datetime | None) -> str:
     return f"{minutes // 60} h" if minutes < 48 * 60 else f"{minutes // (24 * 60)} days"
 
 
+def other_collections(metadata: Mapping[str, Mapping[str, Any]]) -> list[CollectionRun]:
+    """What a run did with the collections beside the entries, from the metadata of the assets it materialized."""
+    found = []
+    for collection in COLLECTIONS[1:]:
+        raw = metadata.get(f"raw_{collection.name}")
+        processed = metadata.get(f"processed_{collection.name}")
+        if raw is None or processed is None:
+            continue
+        found.append(
+            CollectionRun(
+                title=collection.name.removeprefix("nightscout_").replace("_", " "),
+                fetched=raw["documents_fetched"],
+                rows=processed["dagster/row_count"],
+                quarantined=processed["quarantined"],
+                errors=tuple(report["error"] for report in raw["reports"] if report["error"]),
+            )
+        )
+    return found
+
+
 def site_runs(metadata: Mapping[str, Mapping[str, Any]]) -> dict[str, SiteRun]:
     """What a run did for each site, from the metadata of the assets it materialized."""
     reports = metadata.get("raw_nightscout_entries", {}).get("reports", [])
+    files = metadata.get("raw_file_drop", {}).get("reports", [])
     processed = {row["site"]: row for row in metadata.get("processed_nightscout_entries", {}).get("reports", [])}
     runs = {}
     for report in reports:
@@ -166,5 +280,15 @@ def site_runs(metadata: Mapping[str, Mapping[str, Any]]) -> dict[str, SiteRun]:
             quarantined=row.get("quarantined", 0),
             deletions=report["deletions"],
             error=report["error"],
+        )
+    for name in processed.keys() - runs.keys():
+        # A site without a server: its documents came from files, now or by an import before this run.
+        row = processed[name]
+        runs[name] = SiteRun(stored=row["stored"], duplicates=row["duplicates"], quarantined=row["quarantined"])
+    for report in files:
+        # What a file holds that the lake knows never gets to processing.
+        run = runs.get(report["site"], SiteRun())
+        runs[report["site"]] = replace(
+            run, fetched=run.fetched + report["documents"], duplicates=run.duplicates + report["unchanged"]
         )
     return runs

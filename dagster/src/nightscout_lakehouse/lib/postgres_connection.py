@@ -204,7 +204,7 @@ def statement_failed(connection: PostgresConnection, error: psycopg2.Error) -> S
             return ServingDatabaseError(f"{prefix} stopped the statement: {text}.", "Narrow it and try again.")
         case errorcodes.LOCK_NOT_AVAILABLE:
             return ServingDatabaseError(f"{prefix} is busy: {text}.", "Wait for the other writer to finish.")
-        case None:
+        case None if not isinstance(error, psycopg2.ProgrammingError):
             return ServingDatabaseError(f"{prefix} was lost: {text}.", "Nothing was half-written; run again.")
         case _:
             return ServingDatabaseError(f"{prefix} reports: {text}.")

@@ -1,14 +1,14 @@
 """From batch files to typed Parquet: one row per document, the latest version winning.
 
-For each site, the batches that are not processed yet are read by DuckDB, joined with the partitions they
-touch, and only these are written again. What refuses to be a reading goes to the kind `quarantined`, with
+For each site and collection, the batches that are not processed yet are read by DuckDB, joined with the partitions they
+touch, and only these are written again. What is refused goes to the kind `quarantined`, with
 the reason and the original text. Before a partition is written, the site's local days that change are
 recorded in `ops.changes`, so that a run killed at any point is made good by the next.
 """
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
@@ -17,8 +17,6 @@ import duckdb
 from nightscout_lakehouse.lib.errors import LakeError
 from nightscout_lakehouse.lib.ingestion import site_timezone
 from nightscout_lakehouse.lib.lake import (
-    COLLECTION,
-    KINDS,
     Lake,
     batch_file,
     batch_number,
@@ -29,56 +27,103 @@ from nightscout_lakehouse.lib.lake import (
     sql_list,
     sql_text,
 )
-from nightscout_lakehouse.lib.nightscout_client import UNIDENTIFIED
+from nightscout_lakehouse.lib.nightscout_collections import (
+    COLLECTIONS,
+    DEVICE_STATUS,
+    ENTRIES,
+    PROFILES,
+    TREATMENTS,
+    Collection,
+)
+from nightscout_lakehouse.lib.parse_device_status import device_status_sql
+from nightscout_lakehouse.lib.parse_entries import entries_sql
+from nightscout_lakehouse.lib.parse_profiles import profiles_sql
+from nightscout_lakehouse.lib.parse_treatments import treatments_sql
 from nightscout_lakehouse.lib.settings import Settings
 from nightscout_lakehouse.lib.sites import Site
 from nightscout_lakehouse.lib.warehouse import connect, open_warehouse
 
 logger = logging.getLogger(__name__)
 
-# Bounds of memory: documents per step. A step touches few partitions, since a batch is one window of time.
-DOCUMENTS_PER_STEP = 500_000
-
-LOWEST_READING_MG_DL = 20
-HIGHEST_READING_MG_DL = 600
-EARLIEST_READING = "2000-01-01"
-FUTURE_TOLERANCE_MINUTES = 15
-
-# The columns of the processed files; kind, site and month are in the path.
-PROCESSED_COLUMNS = {
-    "entry_id": "varchar",
-    "nightscout_id": "varchar",
-    "reading_timestamp": "timestamptz",
-    "glucose_mg_dl": "double",
-    "direction": "varchar",
-    "device": "varchar",
-    "trend": "integer",
-    "noise": "integer",
-    "filtered": "double",
-    "unfiltered": "double",
-    "rssi": "integer",
-    "utc_offset_minutes": "integer",
-    "slope": "double",
-    "intercept": "double",
-    "scale": "double",
-    "is_deleted": "boolean",
-    "is_duplicate": "boolean",
-    "quarantine_reason": "varchar",
-    "document": "varchar",
-    "document_hash": "varchar",
-    "batch": "bigint",
-    "document_number": "bigint",
-    "fetched_at": "timestamptz",
-    "date_ms": "double",
-}
-
 _HIVE_TYPES = "{'kind': 'varchar', 'site': 'varchar', 'month': 'varchar'}"
+
+# Which version of a document it is, and where it came from: not part of what it says.
+_BOOKKEEPING = {"document_hash", "batch", "document_number", "fetched_at", "date_ms"}
+_IDENTITY = {"device_status_id", "nightscout_id", "is_deleted", "is_duplicate", "quarantine_reason", "document"}
+
+
+@dataclass(frozen=True)
+class _Rules:
+    """How the documents of one collection become rows.
+
+    Attributes:
+        incoming_sql: The documents of batch files, typed and judged, from files, site and time zone.
+        same: Expressions that are equal for documents which say the same; of these only the latest counts.
+        content: Columns that make a row what it is: one that differs in none of them has not changed.
+        reaches_until: Until when a row has effect, beyond its own time; null for its own day alone.
+    """
+
+    incoming_sql: Callable[[Sequence[str], str, str], str]
+    same: Sequence[str]
+    content: Sequence[str]
+    reaches_until: str = "null::timestamptz"
+
+
+def _content(collection: Collection) -> list[str]:
+    return ["kind", *(name for name in collection.columns if name not in _BOOKKEEPING)]
+
+
+_RULES: Mapping[str, _Rules] = {
+    ENTRIES.name: _Rules(
+        incoming_sql=entries_sql,
+        same=["kind", "coalesce(device, '')", "reading_timestamp"],
+        content=[
+            *("kind", "reading_timestamp", "glucose_mg_dl", "direction", "device", "trend", "noise"),
+            *("is_deleted", "is_duplicate"),
+        ],
+    ),
+    # Insulin or carbohydrates counted twice are the danger: two documents of one time and type with the same amounts
+    # are one event, whatever else they say. Without amounts they must agree in what they say, too.
+    TREATMENTS.name: _Rules(
+        incoming_sql=treatments_sql,
+        same=[
+            *("kind", "treatment_timestamp", "event_type", "insulin_units", "carbs_g"),
+            *(
+                f"case when insulin_units is null and carbs_g is null then {column} end"
+                for column in (
+                    *("duration_minutes", "rate_units_per_hour", "rate_percent", "glucose", "notes"),
+                    *("profile_name", "profile_percentage", "target_low", "target_high"),
+                )
+            ),
+        ],
+        content=_content(TREATMENTS),
+        # A profile holds until the next one.
+        reaches_until=(
+            "case when event_type = 'Profile Switch' then now()"
+            " when duration_minutes > 0 then treatment_timestamp + to_minutes(least(duration_minutes, 527040)::bigint)"
+            " end"
+        ),
+    ),
+    DEVICE_STATUS.name: _Rules(
+        incoming_sql=device_status_sql,
+        # A phone may send the loop's and the pump's state as two documents of one moment.
+        same=[name for name in _content(DEVICE_STATUS) if name not in _IDENTITY],
+        content=_content(DEVICE_STATUS),
+    ),
+    PROFILES.name: _Rules(
+        incoming_sql=profiles_sql,
+        same=["kind", "profile_timestamp", "created_timestamp", "default_profile_name", "store"],
+        content=_content(PROFILES),
+        reaches_until="now()",
+    ),
+}
 
 
 @dataclass(frozen=True)
 class BatchAccounting:
     """What became of the documents of one batch: `documents == stored + duplicates + quarantined`."""
 
+    collection: str
     site: str
     batch: int
     documents: int
@@ -97,6 +142,7 @@ class SiteProcessing:
     timezone_source: str
     batches: tuple[BatchAccounting, ...]
     partitions_written: int
+    bytes_written: int
     days_changed: int
     seconds: float
 
@@ -107,7 +153,7 @@ class SiteProcessing:
 
     @property
     def stored(self) -> int:
-        """Documents that are now the current version of a reading."""
+        """Documents that are now the current version of what they say."""
         return sum(batch.stored for batch in self.batches)
 
     @property
@@ -121,76 +167,86 @@ class SiteProcessing:
         return sum(batch.quarantined for batch in self.batches)
 
 
-def process_sites(sites: Sequence[Site], settings: Settings, lake: Lake) -> list[SiteProcessing]:
-    """Process every pending batch of the sites and show the result in the warehouse as `lake.nightscout_entries`.
+def process_sites(
+    sites: Sequence[Site], settings: Settings, lake: Lake, collection: Collection = ENTRIES
+) -> list[SiteProcessing]:
+    """Process every pending batch of a collection, and show the result in the warehouse as the view of its name.
 
     Raises:
         LakeError: The lake cannot be read or written, or the accounting of a batch does not add up.
     """
     with open_warehouse(settings) as warehouse:
-        reports = [_process_site(site, settings, lake, warehouse) for site in sites]
+        reports = [_process_site(site, settings, lake, warehouse, collection) for site in sites]
         refresh_views(warehouse, lake)
     return reports
 
 
 def refresh_views(warehouse: duckdb.DuckDBPyConnection, lake: Lake) -> None:
-    """(Re)create the view `lake.nightscout_entries` over the processed files, empty where there are none."""
+    """(Re)create the views `lake.nightscout_…` over the processed files, typed and empty where there are none."""
     warehouse.execute("create schema if not exists lake")
-    has_files = any(lake.list_folders(f"processed/{COLLECTION}/kind={kind}") for kind in KINDS)
-    if has_files:
-        pattern = lake.duckdb_path(partition_file("*", "*", "*"))
-        source = f"read_parquet({sql_text(pattern)}, hive_partitioning = true, hive_types = {_HIVE_TYPES})"
-    else:
-        typed = {**PROCESSED_COLUMNS, "kind": "varchar", "site": "varchar", "month": "varchar"}
-        columns = ", ".join(f"null::{kind} as {name}" for name, kind in typed.items())
-        source = f"(select {columns} where false)"
-    names = ", ".join(["kind", "site", "month", *PROCESSED_COLUMNS])
-    warehouse.execute(f"create or replace view lake.nightscout_entries as select {names} from {source}")
+    for collection in COLLECTIONS:
+        warehouse.execute(f"create or replace view lake.{collection.name} as {_view_sql(lake, collection)}")
 
 
-def pending_batches(lake: Lake, site: str) -> list[int]:
+def _view_sql(lake: Lake, collection: Collection) -> str:
+    kinds = collection.all_kinds
+    has_files = any(lake.list_folders(f"processed/{collection.name}/kind={kind}") for kind in kinds)
+    if not has_files:
+        columns = ", ".join(f"null::{kind} as {name}" for name, kind in collection.view_columns.items())
+        return f"select {columns} where false"
+    pattern = lake.duckdb_path(partition_file("*", "*", "*", collection))
+    source = f"read_parquet({sql_text(pattern)}, hive_partitioning = true, hive_types = {_HIVE_TYPES})"
+    return f"select {', '.join(collection.view_columns)} from {source}"
+
+
+def pending_batches(lake: Lake, site: str, collection: Collection = ENTRIES) -> list[int]:
     """Numbers of the batches that are written and not processed yet, in order."""
-    state = lake.read_json(processing_state_file(site))
+    state = lake.read_json(processing_state_file(site, collection))
     if state is None:
-        numbers = (batch_number(path) for path in lake.list_files(raw_folder(site)))
+        numbers = (batch_number(path) for path in lake.list_files(raw_folder(site, collection)))
         return sorted(number for number in numbers if number is not None)
     pending: list[int] = []
     number = int(state["processed_batch"]) + 1
-    while lake.exists(batch_file(site, number)):
+    while lake.exists(batch_file(site, number, collection)):
         pending.append(number)
         number += 1
     return pending
 
 
-def _process_site(site: Site, settings: Settings, lake: Lake, warehouse: duckdb.DuckDBPyConnection) -> SiteProcessing:
+def _process_site(
+    site: Site, settings: Settings, lake: Lake, warehouse: duckdb.DuckDBPyConnection, collection: Collection
+) -> SiteProcessing:
     started = time.monotonic()
     timezone, source = site_timezone(lake, site)
-    if source == "default":
+    if source == "default" and collection is ENTRIES:
         logger.warning(
             "site %s: neither the configuration nor its profile names a time zone; days are counted in UTC", site.name
         )
     _register_site(warehouse, site, timezone, source)
     batches: list[BatchAccounting] = []
-    partitions = days = 0
-    for step in _steps(lake, site.name):
+    partitions = size_bytes = days = 0
+    for step in _steps(lake, site.name, collection):
         with connect(settings) as engine:
             engine.execute("set temp_directory = ?", [str(settings.home / "tmp")])
-            work = _SiteStep(engine, lake, site.name, timezone, step)
+            work = _SiteStep(engine, lake, site.name, timezone, step, collection)
             work.load()
             accounting = work.accounting()
             changed_days = work.changed_days()
             _record(warehouse, site.name, accounting, changed_days)
-            partitions += work.write_partitions()
+            written = work.write_partitions()
+        partitions += len(written)
+        size_bytes += sum(lake.size_bytes(file) for file in written)
         lake.write_json(
-            processing_state_file(site.name),
+            processing_state_file(site.name, collection),
             {"processed_batch": step[-1], "processed_at": datetime.now(UTC).isoformat()},
         )
         batches += accounting
         days += len(changed_days)
         logger.info(
-            "site %s: %s documents processed, %d days touched",
+            "site %s: %s documents of %s processed, %d days touched",
             site.name,
             f"{sum(batch.documents for batch in batches):,}",
+            collection.api_v3_name,
             days,
         )
     return SiteProcessing(
@@ -199,18 +255,19 @@ def _process_site(site: Site, settings: Settings, lake: Lake, warehouse: duckdb.
         timezone_source=source,
         batches=tuple(batches),
         partitions_written=partitions,
+        bytes_written=size_bytes,
         days_changed=days,
         seconds=time.monotonic() - started,
     )
 
 
-def _steps(lake: Lake, site: str) -> list[list[int]]:
+def _steps(lake: Lake, site: str, collection: Collection) -> list[list[int]]:
     """Pending batches in groups of bounded size."""
     steps: list[list[int]] = []
     documents = 0
-    for number in pending_batches(lake, site):
-        rows = lake.parquet_rows(batch_file(site, number))
-        if not steps or documents + rows > DOCUMENTS_PER_STEP:
+    for number in pending_batches(lake, site, collection):
+        rows = lake.parquet_rows(batch_file(site, number, collection))
+        if not steps or documents + rows > collection.documents_per_step:
             steps.append([])
             documents = 0
         steps[-1].append(number)
@@ -249,8 +306,9 @@ def _record(
     for batch in accounting:
         # A batch that is processed again after a kill keeps its first accounting.
         warehouse.execute(
-            "insert or ignore into ops.batches values (?, ?, ?, ?, ?, ?, ?, now())",
+            "insert or ignore into ops.batches values (?, ?, ?, ?, ?, ?, ?, ?, now())",
             [
+                batch.collection,
                 batch.site,
                 batch.batch,
                 batch.documents,
@@ -268,23 +326,32 @@ def _record(
 
 
 class _SiteStep:
-    """Some batches of one site on their way into its partitions."""
+    """Some batches of one site and collection on their way into its partitions."""
 
     def __init__(
-        self, engine: duckdb.DuckDBPyConnection, lake: Lake, site: str, timezone: str, batches: Sequence[int]
+        self,
+        engine: duckdb.DuckDBPyConnection,
+        lake: Lake,
+        site: str,
+        timezone: str,
+        batches: Sequence[int],
+        collection: Collection,
     ) -> None:
         self._engine = engine
         self._lake = lake
         self._site = site
         self._timezone = timezone
         self._batches = batches
+        self._collection = collection
+        self._rules = _RULES[collection.name]
 
     def load(self) -> None:
         """Parse the batches, and find the rows that each partition holds before and after."""
-        files = [self._lake.duckdb_path(batch_file(self._site, number)) for number in self._batches]
-        self._engine.execute(f"create temp table incoming as {_incoming_sql(files, self._site, self._timezone)}")
+        files = [self._lake.duckdb_path(batch_file(self._site, number, self._collection)) for number in self._batches]
+        incoming = self._rules.incoming_sql(files, self._site, self._timezone)
+        self._engine.execute(f"create temp table incoming as {incoming}")
         self._load_held()
-        self._engine.execute(_RESULT_SQL)
+        self._engine.execute(_result_sql(self._collection, self._rules))
 
     def accounting(self) -> list[BatchAccounting]:
         """What became of each batch's documents.
@@ -293,38 +360,43 @@ class _SiteStep:
             LakeError: A document is neither stored, nor a duplicate, nor quarantined.
         """
         rows = self._engine.execute(_ACCOUNTING_SQL).fetchall()
-        accounting = [BatchAccounting(self._site, *row) for row in rows]
+        accounting = [BatchAccounting(self._collection.name, self._site, *row) for row in rows]
         for batch in accounting:
             if batch.documents != batch.stored + batch.duplicates + batch.quarantined:
                 raise LakeError(
-                    f"Site {self._site}, batch {batch.batch}: {batch.documents} documents do not add up to "
-                    f"{batch.stored} stored, {batch.duplicates} duplicates and {batch.quarantined} quarantined.",
+                    f"Site {self._site}, {batch.collection}, batch {batch.batch}: {batch.documents} "
+                    f"documents do not add up to {batch.stored} stored, {batch.duplicates} duplicates and "
+                    f"{batch.quarantined} quarantined.",
                     "Nothing was written. This is a fault of the program; please report it.",
                 )
         return accounting
 
     def changed_days(self) -> list[str]:
-        """Local days (ISO) on which a reading appears, disappears or changes."""
-        rows = self._engine.execute(_CHANGED_DAYS_SQL, {"timezone": self._timezone}).fetchall()
+        """Local days (ISO) on which a row appears, disappears or changes, as far as it has effect."""
+        query = _changed_days_sql(self._collection, self._rules)
+        rows = self._engine.execute(query, {"timezone": self._timezone}).fetchall()
         return [row[0] for row in rows]
 
-    def write_partitions(self) -> int:
-        """Write each touched partition again, whole and atomically; returns their number."""
+    def write_partitions(self) -> list[str]:
+        """Write each touched partition again, whole and atomically; returns their files, also of those now empty."""
         touched = self._engine.execute(
             "select distinct kind, month from (select kind, month from held union all select kind, month from result)"
             " order by all"
         ).fetchall()
-        columns = ", ".join(PROCESSED_COLUMNS)
+        columns = ", ".join(self._collection.columns)
+        order = f"{self._collection.time_column}, {self._collection.id_column}"
+        targets = []
         for kind, month in touched:
-            target = partition_file(kind, self._site, month)
+            target = partition_file(kind, self._site, month, self._collection)
+            targets.append(target)
             where = f"where kind = {sql_text(kind)} and month = {sql_text(month)}"
             remaining = self._engine.execute(f"select count(*) from result {where}").fetchall()[0][0]
             if remaining:
-                query = f"select {columns} from result {where} order by reading_timestamp, entry_id"
+                query = f"select {columns} from result {where} order by {order}"
                 self._lake.write_query(self._engine, target, query)
             else:
                 self._lake.delete(target)
-        return len(touched)
+        return targets
 
     def _load_held(self) -> None:
         """The rows held by the touched partitions, and by those that hold a document which has moved."""
@@ -334,8 +406,8 @@ class _SiteStep:
         ).fetchall()
         months = {row[0] for row in rows}
         by_month: dict[str, list[str]] = {}
-        for kind in KINDS:
-            for month, file in partition_files(self._lake, kind, self._site).items():
+        for kind in self._collection.all_kinds:
+            for month, file in partition_files(self._lake, kind, self._site, self._collection).items():
                 by_month.setdefault(month, []).append(file)
         touched = [file for month in sorted(months) for file in by_month.get(month, [])]
         self._create_held(touched)
@@ -345,12 +417,12 @@ class _SiteStep:
             self._create_held(touched + [file for month in sorted(moved) for file in by_month[month]])
 
     def _create_held(self, files: Sequence[str]) -> None:
-        columns = ", ".join(["kind", "month", *PROCESSED_COLUMNS])
+        columns = ", ".join(["kind", "month", *self._collection.columns])
         if files:
             paths = sql_list(self._lake.duckdb_path(file) for file in files)
             query = f"select {columns} from read_parquet({paths}, hive_partitioning = true, hive_types = {_HIVE_TYPES})"
         else:
-            typed = {"kind": "varchar", "month": "varchar", **PROCESSED_COLUMNS}
+            typed = {"kind": "varchar", "month": "varchar", **self._collection.columns}
             query = f"select {', '.join(f'null::{kind} as {name}' for name, kind in typed.items())} where false"
         self._engine.execute(f"create or replace temp table held as {query}")
 
@@ -376,162 +448,17 @@ class _SiteStep:
         return {row[0] for row in rows}
 
 
-def _incoming_sql(files: Sequence[str], site: str, timezone: str) -> str:
-    """The documents of batch files, typed, each with its kind, its partition and why it is refused, if it is.
-
-    The time of a reading is `date` (epoch milliseconds, number or text), else `mills`, else `dateString`,
-    `date`, `created_at` or `sysTime` as text. Text without a zone counts by `utcOffset` (minutes), else by the
-    site's zone.
-    """
-    zone = sql_text(timezone)
-    return rf"""
-    with landed as (
-        select
-            *,
-            -- Half a surrogate pair in a text is JSON to Nightscout and an error to DuckDB.
-            case when json_valid(document) then document else 'null' end as parsable,
-        from read_parquet({sql_list(files)})
-    ),
-
-    documents as (
-        select
-            * exclude (parsable),
-            json_type(parsable) = 'OBJECT' as is_object,
-            json_transform(
-                case when json_type(parsable) = 'OBJECT' then parsable else '{{}}' end,
-                '{{"type": "VARCHAR", "date": "VARCHAR", "mills": "VARCHAR", "dateString": "VARCHAR",
-                   "created_at": "VARCHAR", "sysTime": "VARCHAR", "utcOffset": "VARCHAR", "sgv": "VARCHAR",
-                   "mbg": "VARCHAR", "direction": "VARCHAR", "device": "VARCHAR", "trend": "VARCHAR",
-                   "noise": "VARCHAR", "filtered": "VARCHAR", "unfiltered": "VARCHAR", "rssi": "VARCHAR",
-                   "slope": "VARCHAR", "intercept": "VARCHAR", "scale": "VARCHAR", "isValid": "VARCHAR"}}'
-            ) as d,
-            json_type(parsable, '$.date') in ('BIGINT', 'UBIGINT', 'DOUBLE', 'HUGEINT') as date_is_number
-        from landed
-    ),
-
-    numbers as (
-        select
-            *,
-            {_epoch_ms("d.date")} as date_as_ms,
-            {_epoch_ms("d.mills")} as mills_as_ms,
-            try_cast(try_cast(d."utcOffset" as double) as integer) as utc_offset_minutes,
-            case
-                when d.type is null and d.sgv is not null then 'sgv'
-                when d.type is null and d.mbg is not null then 'mbg'
-                else lower(d.type)
-            end as type
-        from documents
-    ),
-
-    timed as (
-        select
-            *,
-            coalesce(
-                make_timestamptz((coalesce(date_as_ms, mills_as_ms) * 1000)::bigint),
-                {_text_time('d."dateString"', zone)},
-                {_text_time("d.date", zone)},
-                {_text_time("d.created_at", zone)},
-                {_text_time('d."sysTime"', zone)}
-            ) as reading_timestamp,
-            trim(case type when 'sgv' then d.sgv when 'mbg' then d.mbg end) as glucose_text
-        from numbers
-    ),
-
-    measured as (
-        select
-            *,
-            case when isfinite(try_cast(glucose_text as double)) then try_cast(glucose_text as double) end as glucose
-        from timed
-    ),
-
-    judged as (
-        select
-            *,
-            case
-                when operation = 'delete' then null
-                when not is_object then 'not_a_json_object'
-                when document_id like '{UNIDENTIFIED}%' then 'missing_id'
-                when type is null or type not in ('sgv', 'mbg', 'cal') then 'unknown_type'
-                when reading_timestamp is null then 'unreadable_timestamp'
-                when reading_timestamp < timestamptz '{EARLIEST_READING} 00:00:00+00' then 'timestamp_too_old'
-                when reading_timestamp > fetched_at + interval {FUTURE_TOLERANCE_MINUTES} minutes
-                    then 'timestamp_in_future'
-                when type = 'cal' then null
-                when glucose_text is null then 'missing_glucose'
-                when upper(glucose_text) in ('HIGH', 'LOW', 'HI', 'LO') then 'glucose_sentinel'
-                when glucose is null then 'glucose_not_a_number'
-                when glucose > 0 and glucose < {LOWEST_READING_MG_DL} then 'sensor_error_code'
-                when glucose <= 0 or glucose > {HIGHEST_READING_MG_DL} then 'glucose_out_of_range'
-            end as quarantine_reason
-        from measured
-    )
-
-    select
-        operation,
-        case when quarantine_reason is not null then 'quarantined' else type end as kind,
-        case
-            when operation = 'upsert'
-                then coalesce(strftime(reading_timestamp at time zone 'UTC', '%Y-%m'), 'undated')
-        end as month,
-        known_month,
-        {sql_text(site + "/")} || document_id as entry_id,
-        document_id as nightscout_id,
-        reading_timestamp,
-        case when quarantine_reason is null then glucose end as glucose_mg_dl,
-        {_text("d.direction")} as direction,
-        {_text("d.device")} as device,
-        try_cast(try_cast(d.trend as double) as integer) as trend,
-        try_cast(try_cast(d.noise as double) as integer) as noise,
-        try_cast(d.filtered as double) as filtered,
-        try_cast(d.unfiltered as double) as unfiltered,
-        try_cast(try_cast(d.rssi as double) as integer) as rssi,
-        utc_offset_minutes,
-        try_cast(d.slope as double) as slope,
-        try_cast(d.intercept as double) as intercept,
-        try_cast(d.scale as double) as scale,
-        coalesce(lower(d."isValid") = 'false', false) as is_deleted,
-        false as is_duplicate,
-        quarantine_reason,
-        case when quarantine_reason is not null then document end as document,
-        document_hash,
-        batch,
-        document_number,
-        fetched_at,
-        case when date_is_number then date_as_ms end as date_ms
-    from judged
-    """
-
-
-def _epoch_ms(column: str) -> str:
-    # Years 1900 to 9999: beyond, DuckDB's timestamps overflow. Milliseconds are what Nightscout counts in.
-    number = f"try_cast({column} as double)"
-    return f"case when {number} between -2208988800000 and 253402300799000 then floor({number}) end"
-
-
-def _text_time(column: str, zone: str) -> str:
-    has_zone = rf"regexp_matches({column}, '\d:\d\d.*(z|[+-]\d\d(:?\d\d)?)\s*$', 'i')"
-    by_offset = f"(try_cast({column} as timestamp) - to_minutes(utc_offset_minutes)) at time zone 'UTC'"
-    by_zone = f"timezone({zone}, try_cast({column} as timestamp))"
-    return (
-        f"case when {has_zone} then try_cast({column} as timestamptz)"
-        f" when utc_offset_minutes is not null then {by_offset} else {by_zone} end"
-    )
-
-
-def _text(column: str) -> str:
-    # Postgres takes no NUL in a text.
-    return f"nullif(trim(replace({column}, chr(0), '')), '')"
-
-
 # The rows that the touched partitions hold afterwards: per id the latest version. A deletion keeps the last
-# content and forgets its hash, so that the same document counts as new should it come back. Of the rows of one
-# kind, device and time only the latest counts.
-_RESULT_SQL = f"""
+# content and forgets its hash, so that the same document counts as new should it come back. Of the rows that say the
+# same only the latest counts.
+def _result_sql(collection: Collection, rules: _Rules) -> str:
+    columns = ", ".join(["kind", "month", *collection.columns])
+    return f"""
 create or replace temp table result as
 with versions as (
-    select 'upsert' as operation, {", ".join(["kind", "month", *PROCESSED_COLUMNS])} from held
+    select 'upsert' as operation, {columns} from held
     union all
-    select operation, {", ".join(["kind", "month", *PROCESSED_COLUMNS])} from incoming
+    select operation, {columns} from incoming
 ),
 
 contents as (
@@ -568,12 +495,13 @@ latest as (
 select
     * replace (
         kind <> 'quarantined' and not is_deleted and row_number() over (
-            partition by kind, coalesce(device, ''), reading_timestamp, is_deleted
+            partition by {", ".join(rules.same)}, is_deleted
             order by batch desc, document_number desc
         ) > 1 as is_duplicate
     )
 from latest
 """
+
 
 _ACCOUNTING_SQL = """
 with outcomes as (
@@ -582,7 +510,9 @@ with outcomes as (
         incoming.operation,
         case
             when incoming.operation = 'delete' then 'deletion'
-            when held.document_hash is not distinct from incoming.document_hash then 'duplicate'
+            -- The same text can be judged anew: a reading is no longer in the future.
+            when held.document_hash is not distinct from incoming.document_hash and held.kind = incoming.kind
+                then 'duplicate'
             when row_number() over (
                 partition by incoming.nightscout_id, incoming.operation
                 order by incoming.batch desc, incoming.document_number desc
@@ -609,18 +539,28 @@ group by batch
 order by batch
 """
 
-# What makes a reading: a row that differs in none of these is the same reading.
-_READING = "kind, reading_timestamp, glucose_mg_dl, direction, device, trend, noise, is_deleted, is_duplicate"
 
-_CHANGED_DAYS_SQL = f"""
+def _changed_days_sql(collection: Collection, rules: _Rules) -> str:
+    columns = ", ".join(["nightscout_id", *rules.content])
+    return f"""
 with changed as (
-    (select nightscout_id, {_READING} from held except select nightscout_id, {_READING} from result)
+    (select {columns} from held except select {columns} from result)
     union all
-    (select nightscout_id, {_READING} from result except select nightscout_id, {_READING} from held)
+    (select {columns} from result except select {columns} from held)
+),
+
+spans as (
+    select
+        timezone($timezone, {collection.time_column})::date as first_day,
+        timezone($timezone, greatest({collection.time_column}, {rules.reaches_until}))::date as last_day
+    from changed
+    where kind <> 'quarantined'
+),
+
+days as (
+    select distinct unnest(generate_series(first_day::timestamp, last_day::timestamp, interval 1 day)) as day
+    from spans
 )
 
-select distinct strftime(timezone($timezone, reading_timestamp), '%Y-%m-%d')
-from changed
-where kind <> 'quarantined'
-order by all
+select strftime(day, '%Y-%m-%d') from days order by all
 """

@@ -55,6 +55,10 @@ PUBLISHED_TABLES: Final = (
     PublishedTable("dim_glucose_date", ("site", "reading_date"), grain="day"),
     # The index finds the rows of a changed day here, and for the marts that are built from it.
     PublishedTable("fact_glucose_readings", ("entry_id",), grain="day", indexes=(("site", "reading_date"),)),
+    PublishedTable("fact_treatments", ("treatment_id",), grain="day", indexes=(("site", "reading_date"),)),
+    PublishedTable("fact_daily_insulin", ("site", "reading_date"), grain="day"),
+    PublishedTable("fact_meals", ("meal_id",), grain="day", indexes=(("site", "reading_date"),)),
+    PublishedTable("fact_loop_status", ("site", "slot_timestamp"), grain="day", indexes=(("site", "reading_date"),)),
 )
 
 

@@ -19,6 +19,7 @@ from psycopg2.extensions import encrypt_password
 from nightscout_lakehouse.lib.embedded_postgres import (
     embedded_postgres,
     generate_password,
+    kept_address,
     password_file,
     read_password,
     write_private_file,
@@ -106,6 +107,14 @@ def serving_database(settings: Settings) -> Iterator[PostgresConnection]:
     with embedded_postgres(settings.postgres_dir) as connection:
         prepare_database(connection, reader_password_file=password_file(settings.postgres_dir, READER))
         yield connection
+
+
+def serving_address(settings: Settings) -> str:
+    """Which database the marts are in, without a password: for people. Starts nothing."""
+    url = settings.database_url.get_secret_value()
+    if url:
+        return parse_database_url(url).address
+    return kept_address(settings.postgres_dir) or f"in {settings.postgres_dir}"
 
 
 def reader_connection(settings: Settings, connection: PostgresConnection) -> PostgresConnection | None:

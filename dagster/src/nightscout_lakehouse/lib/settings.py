@@ -59,11 +59,17 @@ class Settings(BaseSettings):
     max_attempts: int = Field(5, ge=1, le=20, validation_alias="NIGHTSCOUT_MAX_ATTEMPTS")
     max_retry_wait_seconds: float = Field(60.0, gt=0, validation_alias="NIGHTSCOUT_MAX_RETRY_WAIT_SECONDS")
     max_concurrent_sites: int = Field(4, ge=1, le=64, validation_alias="NIGHTSCOUT_MAX_CONCURRENT_SITES")
+    read_device_status: bool = Field(True, validation_alias="NIGHTSCOUT_READ_DEVICE_STATUS")
     api_v3: Literal["auto", "off"] = Field("auto", validation_alias="NIGHTSCOUT_API_V3")
     accept_mass_deletions: bool = Field(False, validation_alias="NIGHTSCOUT_ACCEPT_MASS_DELETIONS")
 
     stale_minutes: int = Field(60, ge=5, validation_alias="LAKEHOUSE_STALE_MINUTES")
     quarantine_warn_pct: float = Field(5.0, ge=0, le=100, validation_alias="LAKEHOUSE_QUARANTINE_WARN_PCT")
+    drop_dir_setting: Path | None = Field(None, validation_alias="LAKEHOUSE_DROP_DIR")
+    drop_timezone: str = Field("", validation_alias="LAKEHOUSE_DROP_TIMEZONE")
+    drop_date_order: Literal["day_first", "month_first"] | None = Field(
+        None, validation_alias="LAKEHOUSE_DROP_DATE_ORDER"
+    )
 
     dagster_port: int = Field(3000, ge=1, le=65535, validation_alias="DAGSTER_PORT")
     lock_timeout_seconds: float = Field(900.0, ge=0, validation_alias="LAKEHOUSE_LOCK_TIMEOUT_SECONDS")
@@ -91,6 +97,11 @@ class Settings(BaseSettings):
             )
         root = Path(self.lake_url_setting).expanduser() if self.lake_url_setting else self.home / "lake"
         return str(root.absolute())
+
+    @property
+    def drop_dir(self) -> Path:
+        """Where people drop exported files, in one folder per site."""
+        return self.drop_dir_setting.expanduser().absolute() if self.drop_dir_setting else self.home / "drop"
 
     @property
     def warehouse_path(self) -> Path:

@@ -5,21 +5,37 @@ from datetime import datetime
 
 import duckdb
 
+from nightscout_lakehouse.lib.nightscout_collections import DEVICE_STATUS, ENTRIES, PROFILES, TREATMENTS, Collection
 from nightscout_lakehouse.lib.settings import Settings
+from nightscout_lakehouse.lib.table_profile import markdown_table
 from nightscout_lakehouse.lib.warehouse import connect
 
 SUMMARY_DAYS = 14
 
+# What a collection's rows are counted by, and which columns its preview shows.
+_KIND = {
+    ENTRIES.name: "kind",
+    TREATMENTS.name: "case when kind = 'quarantined' then kind else coalesce(event_type, 'none') end",
+    DEVICE_STATUS.name: "case when kind = 'quarantined' then kind else coalesce(loop_system, 'other') end",
+    PROFILES.name: "kind",
+}
+_PREVIEW = {
+    ENTRIES.name: ("glucose_mg_dl", "direction", "device"),
+    TREATMENTS.name: ("event_type", "insulin_units", "carbs_g", "duration_minutes", "entered_by"),
+    DEVICE_STATUS.name: ("device", "iob_units", "cob_g", "pump_reservoir_units", "uploader_battery_pct"),
+    PROFILES.name: ("default_profile_name", "timezone", "units"),
+}
+
 
 @dataclass(frozen=True)
-class EntriesOverview:
-    """The processed entries at a glance; times are UTC."""
+class CollectionOverview:
+    """The processed documents of a collection at a glance; times are UTC. Live rows are not deleted nor repeated."""
 
     live_rows: int
     rows_by_kind: dict[str, int]
     quarantine_by_reason: dict[str, int]
-    first_reading: datetime | None
-    last_reading: datetime | None
+    first_time: datetime | None
+    last_time: datetime | None
     preview: str
 
 
@@ -58,27 +74,23 @@ class SiteSummary:
     gmi_pct: float | None
 
 
-def entries_overview(settings: Settings) -> EntriesOverview:
-    """Counts, reasons and the newest rows of `lake.nightscout_entries`."""
+def collection_overview(settings: Settings, collection: Collection) -> CollectionOverview:
+    """Counts, reasons and the newest rows of a collection's view; live rows are those of its first kind."""
+    view, moment = f"lake.{collection.name}", collection.time_column
+    live_rows = f"{view} where kind = '{collection.kinds[0]}' and not is_deleted and not is_duplicate"
     with connect(settings, settings.warehouse_path, read_only=True) as connection:
-        kinds = connection.execute(
-            "select kind, count(*) from lake.nightscout_entries group by 1 order by 1"
-        ).fetchall()
+        kinds = connection.execute(f"select {_KIND[collection.name]}, count(*) from {view} group by 1 order by 1")
+        rows_by_kind = dict(kinds.fetchall())
         reasons = connection.execute(
-            "select quarantine_reason, count(*) from lake.nightscout_entries where kind = 'quarantined'"
-            " group by 1 order by 2 desc, 1"
+            f"select quarantine_reason, count(*) from {view} where kind = 'quarantined' group by 1 order by 2 desc, 1"
         ).fetchall()
         live, first, last = connection.execute(
-            "select count(*), min(reading_timestamp), max(reading_timestamp) from lake.nightscout_entries"
-            " where kind = 'sgv' and not is_deleted and not is_duplicate"
+            f"select count(*), min({moment}), max({moment}) from {live_rows}"
         ).fetchall()[0]
-        newest = connection.execute(
-            "select site, reading_timestamp, glucose_mg_dl, direction, device from lake.nightscout_entries"
-            " where kind = 'sgv' and not is_deleted and not is_duplicate"
-            " order by reading_timestamp desc, site limit 5"
-        )
-        preview = markdown_table(newest)
-    return EntriesOverview(live, dict(kinds), dict(reasons), first, last, preview)
+        shown = ", ".join(["site", moment, *_PREVIEW[collection.name]])
+        newest = connection.execute(f"select {shown} from {live_rows} order by {moment} desc, site limit 5")
+        preview = markdown_table([column[0] for column in newest.description or []], newest.fetchall())
+    return CollectionOverview(live, rows_by_kind, dict(reasons), first, last, preview)
 
 
 def site_summaries(settings: Settings) -> list[SiteSummary]:
@@ -92,14 +104,6 @@ def site_summaries(settings: Settings) -> list[SiteSummary]:
             # The first run was stopped before its models were built.
             return []
     return [SiteSummary(*row) for row in rows]
-
-
-def markdown_table(relation: duckdb.DuckDBPyConnection) -> str:
-    """The rows of an executed query as a Markdown table."""
-    names = [column[0] for column in relation.description or []]
-    lines = ["| " + " | ".join(names) + " |", "|" + "---|" * len(names)]
-    lines += ["| " + " | ".join("" if v is None else str(v) for v in row) + " |" for row in relation.fetchall()]
-    return "\n".join(lines)
 
 
 _SITE_SUMMARY_SQL = """

@@ -17,7 +17,9 @@ from pathlib import Path
 
 import duckdb
 
+from nightscout_lakehouse.lib.clinical.duckdb_functions import register
 from nightscout_lakehouse.lib.errors import LakeError
+from nightscout_lakehouse.lib.nightscout_collections import ENTRIES
 from nightscout_lakehouse.lib.settings import Settings
 
 _OPS_TABLES = """
@@ -38,6 +40,7 @@ create table if not exists ops.changes (
 );
 create table if not exists ops.watermarks (consumer varchar primary key, change_seq bigint not null);
 create table if not exists ops.batches (
+    collection varchar not null,
     site varchar not null,
     batch bigint not null,
     documents bigint not null,
@@ -46,7 +49,7 @@ create table if not exists ops.batches (
     quarantined bigint not null,
     deletions bigint not null,
     processed_at timestamptz not null,
-    primary key (site, batch)
+    primary key (collection, site, batch)
 );
 create table if not exists ops.model_versions (model varchar primary key, version varchar not null);
 -- Warehouses of version 0.1 have it; it changes nothing in others.
@@ -79,12 +82,13 @@ def connect(settings: Settings, path: Path | None = None, *, read_only: bool = F
 
 
 def configure_connection(connection: duckdb.DuckDBPyConnection, settings: Settings) -> None:
-    """Give a connection UTC, the limits of the settings, and access to the lake (dbt's connections come here too)."""
+    """Give a connection UTC, the limits of the settings, our SQL functions and the lake (dbt's come here too)."""
     connection.execute("set TimeZone = 'UTC'")
     connection.execute("set autoinstall_known_extensions = false")
     connection.execute("set memory_limit = ?", [settings.duckdb_memory_limit])
     if settings.duckdb_threads:
         connection.execute("set threads = ?", [settings.duckdb_threads])
+    register(connection)
     if settings.lake_url.startswith("s3://"):
         _configure_s3(connection, settings)
 
@@ -141,6 +145,7 @@ def open_warehouse(settings: Settings) -> Iterator[duckdb.DuckDBPyConnection]:
     """Open the warehouse for writing, with its bookkeeping tables made on first use."""
     settings.warehouse_path.parent.mkdir(parents=True, exist_ok=True)
     with connect(settings, settings.warehouse_path) as connection:
+        _name_collections(connection)
         connection.execute(_OPS_TABLES)
         connection.execute(
             "insert into ops.info select ?, now() where not exists (from ops.info)",
@@ -149,9 +154,20 @@ def open_warehouse(settings: Settings) -> Iterator[duckdb.DuckDBPyConnection]:
         yield connection
 
 
-def count_rows(warehouse: duckdb.DuckDBPyConnection, table: str) -> int:
-    """Rows of a table (schema and name); DuckDB keeps the number, so this reads no data."""
-    return int(warehouse.table(table).count("*").fetchall()[0][0])
+def _name_collections(warehouse: duckdb.DuckDBPyConnection) -> None:
+    """Bring a warehouse of the time when entries were the only collection to the present shape, without loss."""
+    columns = warehouse.execute(
+        "select column_name from duckdb_columns() where schema_name = 'ops' and table_name = 'batches'"
+    ).fetchall()
+    if not columns or ("collection",) in columns:
+        return
+    warehouse.begin()
+    warehouse.execute("create or replace temp table old_batches as from ops.batches")
+    warehouse.execute("drop table ops.batches")
+    warehouse.execute(_OPS_TABLES)
+    warehouse.execute(f"insert into ops.batches select '{ENTRIES.name}', * from old_batches")
+    warehouse.execute("drop table old_batches")
+    warehouse.commit()
 
 
 def _quoted(value: str) -> str:

@@ -2,9 +2,18 @@
 
 import dagster as dg
 
-from nightscout_lakehouse.defs.ingestion.nightscout_assets import reread_nightscout_entries
+from nightscout_lakehouse.defs.ingestion.nightscout_assets import (
+    raw_nightscout_device_status,
+    raw_nightscout_entries,
+    raw_nightscout_profiles,
+    raw_nightscout_treatments,
+    reread_nightscout_entries,
+)
 
 _REREAD = dg.AssetSelection.assets(reread_nightscout_entries)
+_RAW = dg.AssetSelection.assets(
+    *(raw_nightscout_entries, raw_nightscout_treatments, raw_nightscout_device_status, raw_nightscout_profiles)
+)
 
 nightscout_pipeline = dg.define_asset_job(
     "nightscout_pipeline",
@@ -15,7 +24,7 @@ nightscout_pipeline = dg.define_asset_job(
 
 nightscout_backfill = dg.define_asset_job(
     "nightscout_backfill",
-    selection=dg.AssetSelection.groups("nightscout") - dg.AssetSelection.assets("raw_nightscout_entries"),
+    selection=dg.AssetSelection.groups("nightscout") - _RAW,
     description="Read the chosen months of every site again and bring all that follows up to date.",
     executor_def=dg.in_process_executor,
 )

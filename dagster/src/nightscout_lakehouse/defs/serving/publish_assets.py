@@ -5,8 +5,10 @@ from collections.abc import Iterator
 import dagster as dg
 
 from nightscout_lakehouse.defs.resources import LakehouseResource
+from nightscout_lakehouse.defs.table_metadata import table_metadata
 from nightscout_lakehouse.defs.transform.dbt_assets import published_key
 from nightscout_lakehouse.lib.publishing import PUBLISHED_TABLES, TableReport, publish
+from nightscout_lakehouse.lib.table_profile import profile_postgres, profile_warehouse
 from nightscout_lakehouse.lib.warehouse import open_warehouse
 
 TABLE_NAMES = tuple(table.name for table in PUBLISHED_TABLES)
@@ -29,17 +31,21 @@ def published_curated_tables(lakehouse: LakehouseResource) -> Iterator[dg.Materi
     """Publish the curated rows that changed; readers see all of it or nothing."""
     with open_warehouse(lakehouse.settings) as warehouse:
         report = publish(warehouse, lakehouse.postgres)
+        # Publishing has compared them: what the copies hold is what the warehouse holds.
+        originals = {name: profile_warehouse(warehouse, f"curated.{name}") for name in TABLE_NAMES}
     reports = {table.table: table for table in report.tables}
     for name in TABLE_NAMES:
         table = reports.get(name, TableReport(name, considered=0, inserted=0, updated=0, deleted=0, bytes_sent=0))
         yield dg.MaterializeResult(
             asset_key=published_key(name),
             metadata={
+                **table_metadata(profile_postgres(lakehouse.postgres, f"curated.{name}", like=originals[name])),
                 "inserted": table.inserted,
                 "updated": table.updated,
                 "deleted": table.deleted,
                 "unchanged": table.unchanged,
-                "bytes": table.bytes_sent,
+                "bytes_sent": table.bytes_sent,
+                "dagster/table_name": f"curated.{name}",
                 "full": report.is_full,
                 "why_full": report.reason,
                 "change_seq": report.change_seq,

@@ -8,9 +8,11 @@ import dagster as dg
 from dagster_dbt import DagsterDbtTranslator, DagsterDbtTranslatorSettings, dbt_assets
 
 from nightscout_lakehouse.defs.resources import LakehouseResource
+from nightscout_lakehouse.defs.table_metadata import table_metadata
 from nightscout_lakehouse.lib.dbt_project import DbtBuildResult, DbtError, DbtNodeResult, DbtProject, Target
 from nightscout_lakehouse.lib.settings import load_settings
-from nightscout_lakehouse.lib.warehouse import count_rows, open_warehouse
+from nightscout_lakehouse.lib.table_profile import TableProfile, profile_postgres, profile_warehouse
+from nightscout_lakehouse.lib.warehouse import open_warehouse
 
 GROUP = "nightscout"
 MARTS = "tag:mart"
@@ -82,26 +84,28 @@ def _build(context: dg.AssetExecutionContext, lakehouse: LakehouseResource, targ
         if failure.result is None:
             raise
         error, result = failure, failure.result
-    yield from _events(context, result, _row_counts(lakehouse, result, target))
+    yield from _events(context, result, _profiles(lakehouse, result, target))
     if error is not None:
         raise dg.Failure(description=str(error), allow_retries=False) from error
 
 
-def _row_counts(lakehouse: LakehouseResource, result: DbtBuildResult, target: Target) -> dict[str, int]:
-    """Rows that each table has now, by model; an incremental model in DuckDB does not say what it wrote."""
-    tables = {node.name: node.relation for node in result.nodes if node.relation and node.is_table}
+def _profiles(lakehouse: LakehouseResource, result: DbtBuildResult, target: Target) -> dict[str, TableProfile]:
+    """The tables and views that were built, by model; an incremental model in DuckDB does not say what it wrote."""
+    built = {node.name: node.relation for node in result.nodes if node.relation and node.status == "success"}
     if target == "postgres":
-        return {node.name: node.rows_affected for node in result.nodes if node.name in tables and node.rows_affected}
+        return {name: profile_postgres(lakehouse.postgres, table) for name, table in built.items()}
     with open_warehouse(lakehouse.settings) as warehouse:
-        return {name: count_rows(warehouse, table) for name, table in tables.items()}
+        return {name: profile_warehouse(warehouse, table) for name, table in built.items()}
 
 
-def _events(context: dg.AssetExecutionContext, result: DbtBuildResult, row_counts: Mapping[str, int]) -> Iterator[Any]:
+def _events(
+    context: dg.AssetExecutionContext, result: DbtBuildResult, profiles: Mapping[str, TableProfile]
+) -> Iterator[Any]:
     checks = {key.name: key for key in context.selected_asset_check_keys}
     keys = {key.path[-1]: key for key in context.selected_asset_keys}
     for node in result.nodes:
         if node.resource_type == "model" and node.status == "success" and node.name in keys:
-            yield dg.MaterializeResult(asset_key=keys[node.name], metadata=_metadata(node, row_counts.get(node.name)))
+            yield dg.MaterializeResult(asset_key=keys[node.name], metadata=_metadata(node, profiles))
         elif node.resource_type == "test" and node.name in checks:
             yield dg.AssetCheckResult(
                 asset_key=checks[node.name].asset_key,
@@ -112,10 +116,10 @@ def _events(context: dg.AssetExecutionContext, result: DbtBuildResult, row_count
             )
 
 
-def _metadata(node: DbtNodeResult, row_count: int | None) -> dict[str, Any]:
+def _metadata(node: DbtNodeResult, profiles: Mapping[str, TableProfile]) -> dict[str, Any]:
     metadata: dict[str, Any] = {"seconds": round(node.execution_seconds, 3)}
-    if row_count is not None:
-        metadata["dagster/row_count"] = row_count
     if node.relation:
         metadata["dagster/table_name"] = node.relation
+    if node.name in profiles:
+        metadata |= table_metadata(profiles[node.name], node.column_descriptions)
     return metadata

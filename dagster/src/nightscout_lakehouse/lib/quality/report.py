@@ -1,6 +1,6 @@
 """The page that shows a validation: self-contained, since it may hold health data and has to work without a network.
 
-Great Expectations' own Data Docs load styles and fonts from elsewhere; see docs/decisions/0007-quality-report.md.
+Great Expectations' own Data Docs load styles and fonts from elsewhere; see docs/decisions/0010-quality-report.md.
 """
 
 from datetime import UTC, datetime

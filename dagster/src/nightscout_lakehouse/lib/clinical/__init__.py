@@ -1,0 +1,1 @@
+"""Figures that plain SQL cannot compute: pure functions on arrays, and their registration with DuckDB."""
