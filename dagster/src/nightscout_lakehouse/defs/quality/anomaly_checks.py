@@ -10,7 +10,7 @@ from nightscout_lakehouse.lib.quality.anomalies import CHECKS, find_anomalies
 from nightscout_lakehouse.lib.warehouse import connect
 
 _ASSET = "fact_glucose_readings"
-_ALSO_READ = ["dim_site", "dim_glucose_date"]
+_ALSO_READ = ["dim_site", "dim_glucose_date", "fact_sensor_gaps"]
 
 
 @dg.multi_asset_check(

@@ -46,7 +46,7 @@ CHECKS: Mapping[str, str] = {
     "readings_are_fresh": "No site is silent for longer than LAKEHOUSE_STALE_MINUTES.",
     "volume_is_as_usual": f"The last 24 hours have at least {LEAST_SHARE_OF_USUAL_PCT} % of the readings that the same "
     f"hours of the {WEEKS} weeks before had (median).",
-    "no_long_sensor_gap": f"No gap of more than {LONGEST_GAP_HOURS} hours in the last 24 hours.",
+    "no_long_sensor_gap": f"No gap of more than {LONGEST_GAP_HOURS} hours reaches into the last 24 hours of readings.",
     "no_stuck_sensor": f"No sensor shows the same value for {STUCK_HOURS} hours or more within the last 24 hours.",
     "daily_mean_does_not_drift": f"The mean of the last 24 hours is not far from the {DRIFT_DAYS} days before.",
 }
@@ -159,11 +159,13 @@ def _gaps(warehouse: duckdb.DuckDBPyConnection) -> list[Anomaly]:
         f"""
         with {_NEWEST}
 
-        select site, max(gap_minutes)
-        from recent
-        where gap_minutes > 60 * {LONGEST_GAP_HOURS}
-        group by site
-        order by site
+        select newest.site, max(gaps.gap_minutes)
+        from newest
+        inner join curated.fact_sensor_gaps as gaps on newest.site = gaps.site
+        where gaps.end_timestamp > newest.last_reading - interval 24 hours
+            and gaps.gap_minutes > 60 * {LONGEST_GAP_HOURS}
+        group by newest.site
+        order by newest.site
         """
     ).fetchall()
     return [
@@ -172,7 +174,7 @@ def _gaps(warehouse: duckdb.DuckDBPyConnection) -> list[Anomaly]:
             site,
             minutes,
             60 * LONGEST_GAP_HOURS,
-            f"{site}: a gap of {_duration(minutes)} within the last 24 hours of readings.",
+            f"{site}: a gap of {_duration(minutes)} that ended within the last 24 hours of readings.",
         )
         for site, minutes in rows
     ]

@@ -228,8 +228,8 @@ def daily_frame() -> Frame:
             select 1 from curated.fact_sensor_gaps as gaps
             where
                 gaps.site = days.site
-                and gaps.gap_start_date < days.reading_date
-                and gaps.gap_end_date > days.reading_date
+                and gaps.start_date < days.reading_date
+                and gaps.end_date > days.reading_date
         ) as is_missing_without_gap
     from days
     left join curated.dim_glucose_date as daily on days.site = daily.site and days.reading_date = daily.reading_date
