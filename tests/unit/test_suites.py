@@ -11,12 +11,6 @@ from nightscout_lakehouse.lib.quality.stages import SUITE_FILES, Stage, stage_su
 from nightscout_lakehouse.lib.quality.suites import SUITES_DIR, SuiteError, load_suite
 from nightscout_lakehouse.lib.quality.validation import check_suite
 
-COLUMNS = {
-    "raw_documents": frames.RAW_COLUMNS,
-    "enriched_readings": frames.ENRICHED_COLUMNS,
-    "daily_figures": frames.DAILY_COLUMNS,
-}
-
 
 def a_suite() -> dict[str, Any]:
     return {
@@ -44,7 +38,7 @@ def test_the_suites_of_the_repository_fit_their_frames_and_great_expectations(st
     suite = stage_suite(stage)
     check_suite(suite)
     for expectation in suite.expectations:
-        assert set(expectation.columns) <= set(COLUMNS[suite.frame]), expectation.name
+        assert set(expectation.columns) <= set(frames.FRAME_COLUMNS[suite.frame]), expectation.name
         assert expectation.columns, expectation.name
 
 

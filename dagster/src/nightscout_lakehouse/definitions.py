@@ -12,6 +12,8 @@ from nightscout_lakehouse.defs.ingestion.nightscout_assets import (
 )
 from nightscout_lakehouse.defs.quality.anomaly_checks import find_unusual_readings
 from nightscout_lakehouse.defs.quality.nightscout_validations import (
+    batches_match_raw_files,
+    nightscout_full_validation,
     validate_daily_figures,
     validate_enriched_readings,
     validate_glucose_enriched,
@@ -44,8 +46,9 @@ defs = dg.Definitions(
         validate_enriched_readings,
         validate_daily_figures,
         find_unusual_readings,
+        batches_match_raw_files,
     ],
-    jobs=[nightscout_pipeline, nightscout_backfill],
+    jobs=[nightscout_pipeline, nightscout_backfill, nightscout_full_validation],
     schedules=[nightscout_every_30_min],
     sensors=[pipeline_failure_alert],
     resources={"lakehouse": LakehouseResource()},

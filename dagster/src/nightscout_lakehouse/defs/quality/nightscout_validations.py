@@ -9,6 +9,7 @@ from typing import Any
 import dagster as dg
 
 from nightscout_lakehouse.defs.resources import LakehouseResource
+from nightscout_lakehouse.lib.quality.conservation import compare_with_raw_files
 from nightscout_lakehouse.lib.quality.report import write_report
 from nightscout_lakehouse.lib.quality.stages import (
     Stage,
@@ -23,6 +24,8 @@ from nightscout_lakehouse.lib.quality.suites import Expectation
 from nightscout_lakehouse.lib.quality.validation import Outcome
 
 GROUP = "nightscout_quality"
+# A run with this tag validates everything, not only what has changed.
+FULL_TAG = "lakehouse/full_validation"
 
 # Its materialization is the record of a validation. The checks of `int_glucose_enriched` write it, also when they fail:
 # it has to be there just when somebody looks for the reason.
@@ -75,6 +78,41 @@ def validate_daily_figures(
     yield from _validate(context, lakehouse, "marts")
 
 
+@dg.asset_check(
+    asset="processed_nightscout_entries",
+    description="Of every processed batch of every collection, the raw file holds as many documents as are stored, "
+    "duplicates or quarantined.",
+)
+def batches_match_raw_files(lakehouse: LakehouseResource) -> dg.AssetCheckResult:
+    """Law 1 over the whole history."""
+    found = compare_with_raw_files(lakehouse.settings, lakehouse.lake)
+    return dg.AssetCheckResult(
+        passed=not found.faults,
+        severity=dg.AssetCheckSeverity.ERROR,
+        description=" ".join(found.faults[:5]) or f"{found.documents:,} documents of {found.batches:,} batches agree.",
+        metadata={
+            "batches": found.batches,
+            "documents": found.documents,
+            "batches_without_accounting": found.unaccounted,
+            "faults": dg.MetadataValue.json(list(found.faults[:100])),
+        },
+    )
+
+
+# What a tick does not do: its job is the full validation.
+FULL_ONLY = dg.AssetSelection.checks(batches_match_raw_files)
+
+nightscout_full_validation = dg.define_asset_job(
+    "nightscout_full_validation",
+    selection=dg.AssetSelection.checks(
+        validate_raw_documents, validate_enriched_readings, validate_daily_figures, batches_match_raw_files
+    ),
+    tags={FULL_TAG: "true"},
+    description="The three validations over the whole history, and its accounting; reads no server, changes nothing.",
+    executor_def=dg.in_process_executor,
+)
+
+
 def _validate(
     context: dg.AssetCheckExecutionContext, lakehouse: LakehouseResource, stage: Stage
 ) -> Iterator[dg.AssetCheckResult]:
@@ -94,9 +132,6 @@ def _validate(
         )
     for outcome in result.outcomes:
         yield _check_result(stage_suite(stage).guards, outcome, secrets, metadata)
-
-
-FULL_TAG = "lakehouse/full_validation"
 
 
 def _record(result: StageResult, secrets: list[str]) -> dict[str, Any]:

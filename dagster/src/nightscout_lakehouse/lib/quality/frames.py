@@ -2,11 +2,12 @@
 
 | frame | one row per | touched rows are those of |
 |---|---|---|
-| `raw_documents` | document of a batch that is not processed yet | the pending batches |
+| `raw_documents` | document, its latest version, of a batch that is not processed yet | the pending batches |
 | `enriched_readings` | row of `int_glucose_enriched` | the local days changed since the last validation that passed |
 | `daily_figures` | such a day, with or without readings | the same days |
 
 A validation takes up the days where the last one that passed has ended: what failed stays in view until it is mended.
+A document that stopped a run is out of view as soon as a later batch brings a version of it that is mended, or its end.
 """
 
 import itertools
@@ -17,7 +18,7 @@ from typing import Any
 import duckdb
 
 from nightscout_lakehouse.lib.lake import Lake, batch_file, sql_list, sql_text
-from nightscout_lakehouse.lib.processing import pending_batches
+from nightscout_lakehouse.lib.processing import all_batches, pending_batches
 from nightscout_lakehouse.lib.quality.suites import Scope
 from nightscout_lakehouse.lib.quality.validation import Piece
 
@@ -117,13 +118,43 @@ RAW_COLUMNS = {
 }
 
 
-def raw_frame(lake: Lake, sites: Sequence[str]) -> Frame | None:
-    """The documents of all pending batches; None if there are none."""
+FRAME_COLUMNS = {
+    "raw_documents": RAW_COLUMNS,
+    "enriched_readings": ENRICHED_COLUMNS,
+    "daily_figures": DAILY_COLUMNS,
+}
+
+
+def raw_frame(
+    connection: duckdb.DuckDBPyConnection, lake: Lake, sites: Sequence[str], *, everything: bool = False
+) -> Frame | None:
+    """The documents of all pending batches, or of all there are; None if there are none.
+
+    Makes the temporary table `raw_superseded`: documents of several batches, with the last one.
+    """
     files = [
-        (site, lake.duckdb_path(batch_file(site, number))) for site in sites for number in pending_batches(lake, site)
+        (site, lake.duckdb_path(batch_file(site, number)))
+        for site in sites
+        for number in (all_batches(lake, site) if everything else pending_batches(lake, site))
     ]
+    connection.execute(
+        "create or replace temp table raw_superseded (site varchar, document_id varchar, last_batch bigint)"
+    )
     if not files:
         return None
+    for site in sites:
+        of_site = [path for of, path in files if of == site]
+        if len(of_site) > 1:
+            connection.execute(
+                f"""
+                insert into raw_superseded
+                select ?, document_id, max(batch)
+                from read_parquet({sql_list(of_site)})
+                group by document_id
+                having min(batch) < max(batch)
+                """,
+                [site],
+            )
     known = ", ".join(sql_text(name) for name in KNOWN_FIELDS)
     parts = [
         f"select {sql_text(site)} as site, * from read_parquet({sql_list(path for of, path in files if of == site)})"
@@ -131,9 +162,10 @@ def raw_frame(lake: Lake, sites: Sequence[str]) -> Frame | None:
     ]
     query = f"""
     with documents as (
-        select *, case when json_valid(document) then document else 'null' end as json
-        from ({" union all ".join(parts)})
-        where operation = 'upsert'
+        select landed.*, case when json_valid(document) then document else 'null' end as json
+        from ({" union all ".join(parts)}) as landed
+        left join raw_superseded as later on landed.site = later.site and landed.document_id = later.document_id
+        where operation = 'upsert' and landed.batch = coalesce(later.last_batch, landed.batch)
     )
 
     select
@@ -240,15 +272,21 @@ def daily_frame() -> Frame:
     return Frame("daily_figures", ("site", "reading_date"), query, "reading_date", DAILY_COLUMNS)
 
 
-def choose_days(warehouse: duckdb.DuckDBPyConnection, consumer: str, *, everything: bool) -> int:
-    """Make the temporary table `quality_days`: the days to validate; returns how far the changes go.
+def choose_days(warehouse: duckdb.DuckDBPyConnection, consumer: str, models: Sequence[str], *, everything: bool) -> int:
+    """Make the temporary table `quality_days`: the days to validate; returns how far the changes are in the models.
 
     Args:
         warehouse: The open warehouse.
         consumer: Whose watermark tells what has been validated.
+        models: The models that are looked at. What they have not taken in yet (their step did not run) is not validated
+            by looking at them.
         everything: Every day there is, instead of those that changed.
     """
-    row = warehouse.execute("select coalesce(max(change_seq), 0) from ops.changes").fetchone()
+    row = warehouse.execute(
+        "select coalesce(min(coalesce(change_seq, 0)), 0) from unnest(?) as models (name)"
+        " left join ops.watermarks on consumer = name",
+        [list(models)],
+    ).fetchone()
     after = warehouse.execute("select change_seq from ops.watermarks where consumer = ?", [consumer]).fetchone()
     warehouse.execute(
         """
@@ -275,7 +313,7 @@ def days_passed(warehouse: duckdb.DuckDBPyConnection, consumer: str, change_seq:
     """Keep that all changes up to here have been validated and nothing critical was found."""
     warehouse.execute(
         "insert into ops.watermarks values (?, ?)"
-        " on conflict (consumer) do update set change_seq = excluded.change_seq",
+        " on conflict (consumer) do update set change_seq = greatest(watermarks.change_seq, excluded.change_seq)",
         [consumer, change_seq],
     )
 

@@ -5,15 +5,17 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any, Literal
 
 import duckdb
 
+from nightscout_lakehouse.lib.errors import LakehouseError
 from nightscout_lakehouse.lib.lake import Lake
 from nightscout_lakehouse.lib.quality import frames
-from nightscout_lakehouse.lib.quality.frames import Frame
+from nightscout_lakehouse.lib.quality.frames import FRAME_COLUMNS, Frame
 from nightscout_lakehouse.lib.quality.suites import SUITES_DIR, Suite, SuiteError, load_suite
-from nightscout_lakehouse.lib.quality.validation import Outcome, Validator, by_site
+from nightscout_lakehouse.lib.quality.validation import Outcome, Validator, by_site, check_suite
 from nightscout_lakehouse.lib.settings import Settings
 from nightscout_lakehouse.lib.sites import Site
 from nightscout_lakehouse.lib.warehouse import connect, open_warehouse
@@ -27,6 +29,11 @@ SUITE_FILES: Mapping[Stage, str] = {
 }
 _FRAMES: Mapping[Stage, str] = {"raw": "raw_documents", "enriched": "enriched_readings", "marts": "daily_figures"}
 _CONSUMERS: Mapping[Stage, str] = {"enriched": "validate_glucose_enriched", "marts": "validate_glucose_marts"}
+# What each stage looks at: it has validated no more than these have taken in.
+_MODELS: Mapping[Stage, Sequence[str]] = {
+    "enriched": ("int_glucose_enriched",),
+    "marts": ("int_glucose_enriched", "fact_glucose_readings", "dim_glucose_date", "fact_sensor_gaps"),
+}
 
 
 @dataclass(frozen=True)
@@ -113,7 +120,7 @@ def validate_stage(
         settings: Whose lake and warehouse.
         lake: The lake.
         sites: Whose pending batches belong to the stage `raw`.
-        everything: Validate the whole history instead (not for `raw`, where pending is all there is).
+        everything: Validate the whole history instead.
         suite: Another suite than that of the stage.
 
     Raises:
@@ -122,14 +129,15 @@ def validate_stage(
     started = time.monotonic()
     suite = suite or stage_suite(stage)
     if stage == "raw":
-        frame = frames.raw_frame(lake, [site.name for site in sites])
         with connect(settings) as engine:
+            engine.execute("set temp_directory = ?", [str(settings.home / "tmp")])
+            frame = frames.raw_frame(engine, lake, [site.name for site in sites], everything=everything)
             outcomes = _outcomes(engine, suite, frame)
     else:
         frame = frames.enriched_frame() if stage == "enriched" else frames.daily_frame()
         consumer = _CONSUMERS[stage]
         with open_warehouse(settings) as warehouse:
-            change_seq = frames.choose_days(warehouse, consumer, everything=everything)
+            change_seq = frames.choose_days(warehouse, consumer, _MODELS[stage], everything=everything)
             outcomes = _outcomes(warehouse, suite, frame)
             if not any(outcome.is_blocking for outcome in outcomes):
                 frames.days_passed(warehouse, consumer, change_seq)
@@ -173,6 +181,57 @@ def _has_rows(connection: duckdb.DuckDBPyConnection, frame: Frame) -> bool:
     return bool(row and row[0])
 
 
+def validate_stages(
+    settings: Settings, lake: Lake, sites: Sequence[Site], run_id: str, *, everything: bool
+) -> list[StageResult]:
+    """Validate all stages, one after the other, also where one of them fails; the results are kept for the report.
+
+    Raises:
+        SuiteError: A suite is malformed.
+        LakehouseError: The models are not built yet.
+    """
+    # What is malformed is said before anything is looked at.
+    suites = {stage: stage_suite(stage) for stage in SUITE_FILES}
+    results = []
+    for stage, suite in suites.items():
+        try:
+            result = validate_stage(stage, settings, lake, sites, everything=everything, suite=suite)
+        except duckdb.CatalogException:
+            raise LakehouseError("The models are not built yet.", "Run `make run` first.") from None
+        keep_result(settings, result, run_id, site_secrets(sites))
+        results.append(result)
+    return results
+
+
+def check_suites(paths: Sequence[Path] = ()) -> list[Suite]:
+    """Read suites, and have Great Expectations read them; takes seconds to import it.
+
+    Args:
+        paths: Their files; those of the three stages if there are none.
+
+    Raises:
+        SuiteError: One is malformed; the message names the file and the key.
+    """
+    found = [load_suite(path) for path in paths] if paths else [stage_suite(stage) for stage in SUITE_FILES]
+    for suite in found:
+        columns = FRAME_COLUMNS.get(suite.frame)
+        if columns is None:
+            raise SuiteError(
+                f"The suite {suite.path}, key meta.frame: there is no frame {suite.frame}.",
+                f"There are: {', '.join(FRAME_COLUMNS)}.",
+            )
+        for number, expectation in enumerate(suite.expectations):
+            unknown = sorted(set(expectation.columns) - set(columns))
+            if unknown:
+                raise SuiteError(
+                    f"The suite {suite.path}, key expectations[{number}].kwargs: {suite.frame} has no column "
+                    f"{', '.join(unknown)}.",
+                    f"It has: {', '.join(columns)}.",
+                )
+        check_suite(suite)
+    return found
+
+
 def shown(outcome: Outcome, secrets: Sequence[str]) -> ShownOutcome:
     """An outcome with every secret blacked out, whatever column it got into."""
     item = outcome.expectation
@@ -199,12 +258,15 @@ def site_secrets(sites: Sequence[Site]) -> list[str]:
     return sorted((value for value in values if value), key=len, reverse=True)
 
 
-def _redacted(value: Any, secrets: Sequence[str]) -> Any:
-    if not isinstance(value, str):
-        return value
+def redacted(text: str, secrets: Sequence[str]) -> str:
+    """A text with every secret blacked out."""
     for secret in secrets:
-        value = value.replace(secret, "***")
-    return value[:200]
+        text = text.replace(secret, "***")
+    return text
+
+
+def _redacted(value: Any, secrets: Sequence[str]) -> Any:
+    return redacted(value, secrets)[:200] if isinstance(value, str) else value
 
 
 def keep_result(settings: Settings, result: StageResult, run_id: str, secrets: Sequence[str]) -> None:
