@@ -110,7 +110,7 @@ def _sites(settings: Settings) -> str:
     )
 
 
-def _suites(settings: Settings) -> str:
+def _suites(_: Settings) -> str:
     suites = check_suites()
     return ", ".join(f"{suite.path.name} ({len(suite.expectations)} expectations)" for suite in suites)
 

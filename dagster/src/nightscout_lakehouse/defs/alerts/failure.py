@@ -51,7 +51,7 @@ def check_error(event: dg.DagsterEvent) -> str:
     evaluation = event.asset_check_evaluation_data
     if evaluation.passed or evaluation.severity is not dg.AssetCheckSeverity.ERROR or not evaluation.blocking:
         return ""
-    values = {name: value.value for name, value in evaluation.metadata.items()}
+    values: dict[str, Any] = {name: value.value for name, value in evaluation.metadata.items()}
     samples = values.get("unexpected_samples") or []
     return check_failure(
         check=evaluation.check_name,

@@ -80,6 +80,7 @@ def validate_daily_figures(
 
 @dg.asset_check(
     asset="processed_nightscout_entries",
+    blocking=True,
     description="Of every processed batch of every collection, the raw file holds as many documents as are stored, "
     "duplicates or quarantined.",
 )

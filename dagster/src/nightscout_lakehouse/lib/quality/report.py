@@ -68,4 +68,14 @@ def render(results: list[dict[str, Any]], run_id: str, made_at: datetime) -> str
         }
         for result in results
     ]
-    return environment.get_template("report.html").render(stages=stages, run_id=run_id, made_at=made_at)
+    # What stopped the run first.
+    todo = sorted(
+        (
+            {**outcome, "stage": stage["stage"]}
+            for stage in stages
+            for outcome in stage["outcomes"]
+            if stage["is_of_run"] and not outcome["is_met"]
+        ),
+        key=lambda outcome: not outcome["is_blocking"],
+    )
+    return environment.get_template("report.html").render(stages=stages, todo=todo, run_id=run_id, made_at=made_at)
