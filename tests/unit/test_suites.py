@@ -1,15 +1,17 @@
 """Suites are edited by hand: what is malformed is said in one line, with the file and the key."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from nightscout_lakehouse.lib.quality import frames
-from nightscout_lakehouse.lib.quality.stages import SUITE_FILES, Stage, stage_suite
+from nightscout_lakehouse.lib.quality import frames, suites
+from nightscout_lakehouse.lib.quality.stages import SUITE_FILES, Stage, check_suites, stage_suite
 from nightscout_lakehouse.lib.quality.suites import SUITES_DIR, SuiteError, load_suite
 from nightscout_lakehouse.lib.quality.validation import check_suite
+from nightscout_lakehouse.lib.settings import REPOSITORY_ROOT
 
 
 def a_suite() -> dict[str, Any]:
@@ -107,3 +109,26 @@ def test_what_great_expectations_refuses_is_named(change: dict[str, Any], messag
         check_suite(load_suite(written(tmp_path, suite)))
     assert message in str(refused.value)
     assert "\n" not in str(refused.value)
+
+
+def test_the_reference_has_every_key_and_every_column() -> None:
+    page = (REPOSITORY_ROOT / "docs" / "reference" / "suites.md").read_text()
+    sections = dict(re.findall(r"^## `(\w+)`\n(.*?)(?=^## |\Z)", page, re.MULTILINE | re.DOTALL))
+    assert {
+        frame: dict(re.findall(r"^\| `(\w+)` \| (.+) \|$", text, re.MULTILINE)) for frame, text in sections.items()
+    } == frames.FRAME_COLUMNS
+    keys = set(re.findall(r"^\| `expectations\[\]\.([\w.]+)`", page, re.MULTILINE))
+    assert keys == {"type", "kwargs", "severity", *(f"meta.{name}" for name in suites._Meta.model_fields)}
+
+
+def test_a_suite_about_other_rows_or_columns_is_refused(tmp_path: Path) -> None:
+    suite = a_suite()
+    (checked,) = check_suites([written(tmp_path, suite)])
+    assert checked.name == "mine"
+    suite["expectations"][0]["kwargs"]["column"] = "glucose"
+    with pytest.raises(SuiteError, match=r"key expectations\[0\]\.kwargs: enriched_readings has no column glucose"):
+        check_suites([written(tmp_path, suite)])
+    suite["meta"]["frame"] = "rows"
+    with pytest.raises(SuiteError, match=r"key meta\.frame: there is no frame rows"):
+        check_suites([written(tmp_path, suite)])
+    assert [found.name for found in check_suites()] == [stage_suite(stage).name for stage in SUITE_FILES]

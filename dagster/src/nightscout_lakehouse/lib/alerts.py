@@ -40,7 +40,8 @@ def check_failure(
         whom = f" (site {', '.join(sites[:_MOST_SITES])}{more})"
     text = f"{asset}: the check {check} failed{whom}. {' '.join(what.split())}"[:_LONGEST_REASON].rstrip()
     if sample:
-        row = ", ".join(f"{name} {value}" for name, value in sample.items() if value is not None)
+        # An event that was stored has its keys sorted; the line is to be the same wherever it is written.
+        row = ", ".join(f"{name} {value}" for name, value in sorted(sample.items()) if value is not None)
         text += f" First: {' '.join(row.split())[:_LONGEST_SAMPLE]}."
     return f"{text} Report: {report}" if report else text
 
