@@ -66,6 +66,7 @@ def send(store: DemoStore, first: int, count: int, value: float, **more: Any) ->
     """Readings of a second sensor, newest first, by number."""
     for number in range(first, first + count):
         date = int((NOW - timedelta(minutes=5 * number + 1)).timestamp() * 1000)
+        store.remove(f"{number:024x}")
         store.put({"_id": f"{number:024x}", "type": "sgv", "sgv": value, "date": date, "device": "second", **more})
 
 
