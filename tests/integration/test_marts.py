@@ -5,6 +5,7 @@ import random
 from collections import defaultdict
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
+from itertools import pairwise
 from statistics import fmean, median, stdev
 from typing import Any
 from zoneinfo import ZoneInfo
@@ -118,6 +119,8 @@ def test_the_marts_say_what_was_sent(marts: PostgresConnection) -> None:
     _current(marts)
     _recent(marts)
     _hourly_pattern(marts)
+    _episodes(marts)
+    _sensor_sessions(marts)
 
 
 def _time_in_range(marts: PostgresConnection) -> None:
@@ -209,3 +212,44 @@ def _hourly_pattern(marts: PostgresConnection) -> None:
             assert mine[hour]["reading_count"] == len(values)
             assert mine[hour]["avg_glucose_mg_dl"] == pytest.approx(fmean(values), rel=1e-9)
             assert mine[hour]["median_glucose_mg_dl"] == pytest.approx(median(values), rel=1e-9)
+
+
+def _episodes(marts: PostgresConnection) -> None:
+    found = rows(marts, "select * from marts.mart_glucose_episodes order by episode_id")
+    for site in ZONES:
+        dates = {row["start_date"] for row in found if row["site"] == site}
+        shown = {day for day in by_day(site) if day > max(by_day(site)) - timedelta(days=90)}
+        assert dates <= shown
+        # By chance half of the readings are out of range: every day with enough of them has an episode.
+        assert dates >= {day for day in shown if len(by_day(site)[day]) > 200}
+    for row in found:
+        values = [
+            reading.glucose_mg_dl
+            for reading in SENT[row["site"]]
+            if row["start_timestamp"] <= reading.moment and not (row["end_timestamp"] or NOW) <= reading.moment
+        ]
+        assert row["reading_count"] == len(values), row
+        assert row["extreme_mg_dl"] == (min if row["kind"] == "hypoglycemia" else max)(values)
+        assert row["extreme_mmol_l"] == pytest.approx(row["extreme_mg_dl"] / 18.01559, rel=1e-12)
+        assert row["start_hour"] == row["start_timestamp"].astimezone(ZoneInfo(ZONES[row["site"]])).hour
+
+
+def _sensor_sessions(marts: PostgresConnection) -> None:
+    found = rows(marts, "select * from marts.mart_sensor_sessions order by site, session_start")
+    for site, readings in SENT.items():
+        mine = [row for row in found if row["site"] == site]
+        assert sum(row["reading_count"] for row in mine) == len(readings)
+        assert mine[0]["session_start"] == readings[0].moment
+        assert mine[-1]["session_end"] == readings[-1].moment
+        assert mine[-1]["session_end_local"] == readings[-1].local.replace(tzinfo=None)
+        after_silence = [
+            later.moment
+            for earlier, later in pairwise(readings)
+            if later.moment - earlier.moment >= timedelta(hours=12)
+        ]
+        assert [row["session_start"] for row in mine[1:] if row["start_basis"] == "long_silence"] == after_silence
+        for row in mine:
+            slots = (row["session_end"] - row["session_start"]) / timedelta(minutes=5) + 1
+            assert row["expected_reading_count"] == slots
+            assert row["coverage_pct"] == pytest.approx(100 * row["reading_count"] / slots, rel=1e-12)
+            assert (row["mard_pct"], row["finger_stick_count"]) == (None, 0)
