@@ -119,8 +119,12 @@ def test_the_marts_say_what_was_sent(marts: PostgresConnection) -> None:
     _current(marts)
     _recent(marts)
     _hourly_pattern(marts)
+    _profile(marts)
+    _patterns(marts)
     _episodes(marts)
     _sensor_sessions(marts)
+    _metrics(marts)
+    _comparison(marts)
 
 
 def _time_in_range(marts: PostgresConnection) -> None:
@@ -214,6 +218,43 @@ def _hourly_pattern(marts: PostgresConnection) -> None:
             assert mine[hour]["median_glucose_mg_dl"] == pytest.approx(median(values), rel=1e-9)
 
 
+def _profile(marts: PostgresConnection) -> None:
+    found = rows(marts, "select * from marts.mart_glucose_agp where period = '30d' and grid_minutes = 15")
+    for site in ZONES:
+        newest = max(by_day(site))
+        slots = defaultdict(list)
+        for reading in SENT[site]:
+            if reading.local.date() > newest - timedelta(days=30):
+                slots[reading.local.hour * 60 + reading.local.minute // 15 * 15].append(reading)
+        mine = {row["minute_of_day"]: row for row in found if row["site"] == site}
+        assert set(mine) == set(range(0, 1440, 15))
+        for minute, row in mine.items():
+            readings = slots[minute]
+            assert row["time_of_day"] == f"{minute // 60:02d}:{minute % 60:02d}"
+            assert row["reading_count"] == len(readings)
+            if len({reading.local.date() for reading in readings}) < 5:
+                assert row["p50_mg_dl"] is row["smoothed_p50_mg_dl"] is None
+            else:
+                assert row["p50_mg_dl"] == pytest.approx(median([r.glucose_mg_dl for r in readings]), rel=1e-9)
+                assert row["p5_mg_dl"] <= row["smoothed_p50_mg_dl"] <= row["p95_mg_dl"]
+
+
+def _patterns(marts: PostgresConnection) -> None:
+    found = rows(marts, "select * from marts.mart_glucose_patterns")
+    assert {row["site"] for row in found} == set(ZONES)
+    assert all(row["description"].endswith(".") for row in found)
+    hourly = {
+        (row["site"], row["day_of_week"], row["hour_of_day"]): row
+        for row in rows(marts, "select * from marts.mart_glucose_hourly_pattern")
+    }
+    mine = [row for row in found if row["pattern"] == "weekday_hour" and row["metric"] == "time_in_range_pct"]
+    assert len(mine) == len(hourly)
+    for row in mine:
+        same = hourly[row["site"], row["day_of_week"], row["start_hour"]]
+        assert row["reading_count"] == same["reading_count"]
+        assert row["value"] == pytest.approx(same["time_in_range_pct"], rel=1e-9, abs=1e-9)
+
+
 def _episodes(marts: PostgresConnection) -> None:
     found = rows(marts, "select * from marts.mart_glucose_episodes order by episode_id")
     for site in ZONES:
@@ -253,3 +294,52 @@ def _sensor_sessions(marts: PostgresConnection) -> None:
             assert row["expected_reading_count"] == slots
             assert row["coverage_pct"] == pytest.approx(100 * row["reading_count"] / slots, rel=1e-12)
             assert (row["mard_pct"], row["finger_stick_count"]) == (None, 0)
+
+
+def _metrics(marts: PostgresConnection) -> None:
+    found = rows(
+        marts,
+        "select * from marts.mart_glucose_metrics where metric in ('mean_mg_dl', 'time_in_range_pct', 'coverage_pct')"
+        " and day_part = 'whole' and readings_used = 'all'",
+    )
+    assert {row["site"] for row in found} == set(ZONES)
+    for row in found:
+        days = by_day(row["site"])
+        values = [
+            v
+            for day, of_day in days.items()
+            if row["period_start_date"] <= day <= row["period_end_date"]
+            for v in of_day
+        ]
+        assert row["reading_count"] == len(values)
+        if row["metric"] == "coverage_pct":
+            assert row["value"] == row["coverage_pct"]
+            assert row["is_sufficient"] is (
+                row["value"] >= 70 and (row["period_end_date"] - max(row["period_start_date"], min(days))).days >= 13
+            )
+        elif row["metric"] == "mean_mg_dl":
+            assert row["value"] == pytest.approx(fmean(values), rel=1e-9)
+            assert row["target"] is None
+        else:
+            assert row["value"] == pytest.approx(100 * ranges(values)["in_range"] / len(values), rel=1e-9)
+            assert row["is_target_met"] is (row["value"] > 70)
+    assert {row["period"] for row in found} == {"day", "7d", "14d", "30d", "90d", "all"}
+
+
+def _comparison(marts: PostgresConnection) -> None:
+    found = {
+        row["site"]: row
+        for row in rows(
+            marts,
+            "select * from marts.mart_glucose_comparison where metric = 'mean_mg_dl' and readings_used = 'all'",
+        )
+    }
+    assert set(found) == set(ZONES)
+    days = by_day("anna")
+    sides = [
+        [v for day, values in days.items() if 0 <= (max(days) - day).days - back < 14 for v in values]
+        for back in (0, 14)
+    ]
+    assert found["anna"]["difference"] == pytest.approx(fmean(sides[0]) - fmean(sides[1]), rel=1e-9)
+    assert found["ben"]["value_before"] is None
+    assert found["ben"]["is_comparable"] is False

@@ -25,6 +25,7 @@ from rich.logging import RichHandler
 from rich.markup import escape
 from rich.table import Table
 
+from nightscout_lakehouse.lib.agp_report.content import Unit
 from nightscout_lakehouse.lib.errors import LakehouseError
 from nightscout_lakehouse.lib.settings import Settings, load_settings
 
@@ -341,6 +342,44 @@ def sources() -> None:
         table.add_row(each.name, each.title, each.summary)
     console.print(table)
     console.print(f"Drop them into {settings.drop_dir}/SITE/, or: lakehouse import FILE --site SITE", soft_wrap=True)
+
+
+@app.command()
+@_says_what_went_wrong
+def report(
+    site: Annotated[str | None, typer.Argument(help="Name of the site; needed where there are several.")] = None,
+    days: Annotated[int, typer.Option(help="Local days of the report.")] = 14,
+    unit: Annotated[
+        Unit | None,
+        typer.Option(case_sensitive=False, help="Unit of glucose; that of the site's profile if not given."),
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option(help="Folder to write to; LAKEHOUSE_HOME/reports if not given.")
+    ] = None,
+    until: Annotated[
+        datetime | None,
+        typer.Option(formats=["%Y-%m-%d"], help="Last local day; the newest with readings if not given."),
+    ] = None,
+) -> None:
+    """Write the one-page AGP report of a site as PDF and HTML."""
+    settings = _prepare()
+    from nightscout_lakehouse.lib.agp_report import write_report
+    from nightscout_lakehouse.lib.agp_report.load import choose_site, display_unit, load_report
+    from nightscout_lakehouse.lib.warehouse import open_to_read
+
+    with open_to_read(settings) as warehouse:
+        name = choose_site(warehouse, site)
+        shown_in = unit or display_unit(warehouse, name)
+        content = load_report(warehouse, name, days, until.date() if until else None, datetime.now(UTC))
+    files = write_report(content, shown_in, output or settings.home / "reports")
+    if until is not None and content.end_date < until.date():
+        console.print(f"{name} has no readings after {content.end_date}: the report ends there.")
+    if content.days < days:
+        console.print(f"{name} has no readings before {content.start_date}: the report begins there.")
+    if not content.is_sufficient:
+        console.print("Too little data for firm figures; the report says so.")
+    for file in files:
+        console.print(str(file), markup=False, soft_wrap=True)
 
 
 @app.command("demo-server")

@@ -27,6 +27,11 @@ insulin as (
     {% endif %}
 ),
 
+components as (
+    select * from {{ ref('int_glucose_daily_components') }}
+    where day_part = 'whole' and readings_used = 'all'
+),
+
 daily as (
     select
         site,
@@ -59,9 +64,13 @@ with_length as (
             'second',
             timezone(sites.timezone, cast(daily.reading_date as timestamp)),
             timezone(sites.timezone, cast(daily.reading_date + 1 as timestamp))
-        ) / 3600.0 as day_length_hours
+        ) / 3600.0 as day_length_hours,
+        components.low_risk_sum / daily.reading_count as lbgi,
+        components.high_risk_sum / daily.reading_count as hbgi,
+        components.mage_mg_dl
     from daily
     inner join sites on daily.site = sites.site
+    inner join components on daily.site = components.site and daily.reading_date = components.reading_date
 ),
 
 with_insulin as (
@@ -114,5 +123,16 @@ select
     basal_units,
     total_insulin_units,
     bolus_share_pct,
-    basal_share_pct
+    basal_share_pct,
+    12.71 + 4.70587 * avg_glucose_mg_dl / 18.01559 as gmi_mmol_mol,
+    cast(
+        least(
+            100,
+            100 * (3.0 * very_low_count + 2.4 * low_count + 1.6 * very_high_count + 0.8 * high_count) / reading_count
+        ) as double
+    ) as gri,
+    lbgi,
+    hbgi,
+    0.001 * pow(avg_glucose_mg_dl + sd_glucose_mg_dl, 2) as j_index,
+    mage_mg_dl
 from with_insulin

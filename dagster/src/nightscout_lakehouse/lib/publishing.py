@@ -59,9 +59,17 @@ PUBLISHED_TABLES: Final = (
     PublishedTable("fact_daily_insulin", ("site", "reading_date"), grain="day"),
     PublishedTable("fact_meals", ("meal_id",), grain="day", indexes=(("site", "reading_date"),)),
     PublishedTable("fact_loop_status", ("site", "slot_timestamp"), grain="day", indexes=(("site", "reading_date"),)),
+    PublishedTable("fact_glucose_profile", ("site", "period", "grid_minutes", "minute_of_day"), grain="site"),
+    PublishedTable("fact_glucose_patterns", ("site", "pattern", "pattern_key", "metric"), grain="site"),
     PublishedTable("fact_glucose_episodes", ("episode_id",), grain="site", indexes=(("site", "start_date"),)),
     PublishedTable("fact_sensor_gaps", ("gap_id",), grain="site", indexes=(("site", "start_date"),)),
     PublishedTable("dim_sensor_session", ("site", "device", "session_start"), grain="site"),
+    PublishedTable(
+        "fact_glucose_metrics",
+        ("site", "period", "metric", "period_end_date", "day_part", "readings_used"),
+        grain="site",
+    ),
+    PublishedTable("fact_glucose_comparison", ("site", "readings_used", "metric"), grain="site"),
 )
 
 

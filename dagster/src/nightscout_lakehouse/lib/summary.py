@@ -52,7 +52,7 @@ class SiteSummary:
         last_reading: Time of the newest reading, UTC.
         last_glucose_mg_dl: Its value.
         days: Local days the figures below are from, at most 14.
-        sufficiency_pct: Readings present of those expected on these days.
+        sufficiency_pct: Readings present of those expected in these 14 days, or since the site's first.
         mean_mg_dl: Mean glucose.
         time_in_range_pct: Share of readings from 70 to 180 mg/dL.
         time_below_range_pct: Share below 70 mg/dL.
@@ -99,7 +99,9 @@ def site_summaries(settings: Settings) -> list[SiteSummary]:
         return []
     with connect(settings, settings.warehouse_path, read_only=True) as connection:
         try:
-            rows = connection.execute(_SITE_SUMMARY_SQL, {"days": SUMMARY_DAYS}).fetchall()
+            rows = connection.execute(
+                _SITE_SUMMARY_SQL, {"days": SUMMARY_DAYS, "period": f"{SUMMARY_DAYS}d"}
+            ).fetchall()
         except duckdb.CatalogException:
             # The first run was stopped before its models were built.
             return []
@@ -114,28 +116,31 @@ with totals as (
 ),
 
 recent_days as (
-    select
-        days.site,
-        count(*) as days,
-        100.0 * sum(days.reading_count) / sum(days.expected_reading_count) as sufficiency_pct
+    select days.site, count(*) as days
     from curated.dim_glucose_date as days
     inner join totals on days.site = totals.site
     where days.reading_date > totals.last_date - $days::integer
     group by days.site
 ),
 
-recent_readings as (
+newest as (
     select
         facts.site,
-        avg(facts.glucose_mg_dl) as mean_mg_dl,
-        100.0 * count(*) filter (facts.glucose_mg_dl between 70 and 180) / count(*) as time_in_range_pct,
-        100.0 * count(*) filter (facts.glucose_mg_dl < 70) / count(*) as time_below_range_pct,
         max_by(facts.glucose_mg_dl, facts.reading_timestamp) as last_glucose_mg_dl,
         max(facts.reading_timestamp) as last_reading
     from curated.fact_glucose_readings as facts
-    inner join totals on facts.site = totals.site
-    where facts.reading_date > totals.last_date - $days::integer
+    inner join totals on facts.site = totals.site and facts.reading_date = totals.last_date
     group by facts.site
+),
+
+figures as (
+    pivot (
+        select site, metric, value from curated.fact_glucose_metrics
+        where period = $period and day_part = 'whole' and readings_used = 'all'
+    )
+    on metric in ('coverage_pct', 'mean_mg_dl', 'time_in_range_pct', 'time_below_range_pct', 'gmi_pct')
+    using any_value(value)
+    group by site
 ),
 
 refused as (
@@ -148,18 +153,19 @@ select
     sites.timezone_source,
     coalesce(totals.readings, 0),
     coalesce(refused.quarantined, 0),
-    recent_readings.last_reading,
-    recent_readings.last_glucose_mg_dl,
+    newest.last_reading,
+    newest.last_glucose_mg_dl,
     coalesce(recent_days.days, 0),
-    recent_days.sufficiency_pct,
-    recent_readings.mean_mg_dl,
-    recent_readings.time_in_range_pct,
-    recent_readings.time_below_range_pct,
-    3.31 + 0.02392 * recent_readings.mean_mg_dl
+    figures.coverage_pct,
+    figures.mean_mg_dl,
+    figures.time_in_range_pct,
+    figures.time_below_range_pct,
+    figures.gmi_pct
 from ops.sites as sites
 left join totals on sites.site = totals.site
 left join recent_days on sites.site = recent_days.site
-left join recent_readings on sites.site = recent_readings.site
+left join newest on sites.site = newest.site
+left join figures on sites.site = figures.site
 left join refused on sites.site = refused.site
 order by sites.site
 """

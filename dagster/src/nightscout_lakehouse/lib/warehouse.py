@@ -154,6 +154,17 @@ def open_warehouse(settings: Settings) -> Iterator[duckdb.DuckDBPyConnection]:
         yield connection
 
 
+def open_to_read(settings: Settings) -> duckdb.DuckDBPyConnection:
+    """Open the warehouse for reading.
+
+    Raises:
+        LakeError: There is none yet, or another process is writing it.
+    """
+    if not settings.warehouse_path.is_file():
+        raise LakeError("There is no warehouse yet.", "Run `make run` first.")
+    return connect(settings, settings.warehouse_path, read_only=True)
+
+
 def _name_collections(warehouse: duckdb.DuckDBPyConnection) -> None:
     """Bring a warehouse of the time when entries were the only collection to the present shape, without loss."""
     columns = warehouse.execute(

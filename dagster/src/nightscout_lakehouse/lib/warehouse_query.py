@@ -8,7 +8,7 @@ import duckdb
 
 from nightscout_lakehouse.lib.errors import LakeError
 from nightscout_lakehouse.lib.settings import Settings
-from nightscout_lakehouse.lib.warehouse import connect
+from nightscout_lakehouse.lib.warehouse import open_to_read
 
 _EXPLAIN = re.compile(r"\s*explain\b\s*(analyze\b|\([^)]*\))?", re.IGNORECASE)
 
@@ -27,9 +27,7 @@ def query_warehouse(settings: Settings, query: str) -> WarehouseResult:
     Raises:
         LakeError: There is no warehouse, the query is none or more than one, or it would write, or DuckDB refuses it.
     """
-    if not settings.warehouse_path.is_file():
-        raise LakeError("There is no warehouse yet.", "Run `make run` first.")
-    with connect(settings, settings.warehouse_path, read_only=True) as connection:
+    with open_to_read(settings) as connection:
         try:
             _check_only_reads(connection, query)
             cursor = connection.execute(query)

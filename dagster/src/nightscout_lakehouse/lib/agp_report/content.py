@@ -185,7 +185,7 @@ def statistics(report: AgpReport, unit: Unit) -> list[Statistic]:
         ),
         Statistic(
             "Variability (CV)",
-            none if report.cv_pct is None else f"{report.cv_pct:.1f} %",
+            none if report.cv_pct is None else pct_text(report.cv_pct, 36),
             "≤ 36 %",
             None if report.cv_pct is None else report.cv_pct <= 36,
         ),
@@ -205,7 +205,7 @@ def range_targets(report: AgpReport, unit: Unit) -> list[Statistic]:
     def line(name: str, names: tuple[str, ...], target: str, bound: float, metric: str = "") -> Statistic:
         pct = report.share(*names)
         is_met = pct > bound if target.startswith(">") else pct < bound
-        return Statistic(name, f"{pct:.1f} %", target, is_met, _interval(report, metric))
+        return Statistic(name, pct_text(pct, bound), target, is_met, _interval(report, metric))
 
     text = unit.text
     return [
@@ -215,6 +215,15 @@ def range_targets(report: AgpReport, unit: Unit) -> list[Statistic]:
         line(f"Below {text(70)} {unit}", ("very_low", "low"), "< 4 %", 4),
         line(f"Below {text(54)} {unit}", ("very_low",), "< 1 %", 1),
     ]
+
+
+def pct_text(pct: float, bound: float) -> str:
+    """A percentage as printed, with as many digits as show on which side of its target it lies."""
+    text = f"{pct:.1f} %"
+    for digits in (2, 3):
+        if float(text.removesuffix(" %")) == bound != pct:
+            text = f"{pct:.{digits}f} %"
+    return text
 
 
 def hours_a_day(pct: float) -> str:

@@ -37,7 +37,7 @@ def write_report(report: AgpReport, unit: Unit, folder: Path) -> list[Path]:
     with mpl.rc_context({"pdf.fonttype": 42, "svg.fonttype": "path", "font.family": "DejaVu Sans"}):
         figure = draw_page(report, unit)
         drawing = io.StringIO()
-        figure.savefig(drawing, format="svg", metadata={"Date": None})
+        figure.savefig(drawing, format="svg", metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")))
         document = io.BytesIO()
         title = f"AGP report of {report.site}, {report.start_date} to {report.end_date}"
         figure.savefig(document, format="pdf", metadata={"Title": title, "CreationDate": report.made_at})
@@ -57,7 +57,8 @@ def _file_name(site: str) -> str:
 
 
 def _page(report: AgpReport, unit: Unit, title: str, drawing: str) -> str:
-    svg = drawing[drawing.index("<svg") :]
+    # Inside HTML the drawing needs no namespaces; without them, nothing in the file looks like a link.
+    svg = re.sub(r' xmlns(:xlink)?="[^"]*"', "", drawing[drawing.index("<svg") :], count=2)
     svg = svg.replace("<svg", f'<svg role="img" aria-label="{html.escape(title)}"', 1)
     return f"""<!doctype html>
 <html lang="en">

@@ -1,6 +1,7 @@
 """How the page looks: one A4 sheet, drawn once for PDF and HTML."""
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterable, Sequence
 from datetime import date, timedelta
 from itertools import pairwise
 
@@ -43,22 +44,25 @@ def draw_page(report: AgpReport, unit: Unit) -> Figure:
     figure = Figure(figsize=_A4_INCHES)
     figure.patch.set_facecolor("white")
     _header(figure, report)
-    _statistics(figure.add_axes((0.06, 0.69, 0.47, 0.19)), report, unit)
-    _range_bar(figure.add_axes((0.60, 0.69, 0.34, 0.19)), report, unit)
-    _curve(figure.add_axes((0.09, 0.385, 0.83, 0.255)), report, unit)
+    _statistics(figure.add_axes((0.06, 0.69, 0.49, 0.19)), report, unit)
+    _range_bar(figure.add_axes((0.61, 0.69, 0.33, 0.19)), report, unit)
+    _curve(figure.add_axes((0.10, 0.375, 0.84, 0.265)), report, unit)
     _thumbnails(figure, report, unit)
-    figure.text(0.06, 0.018, _footer(report), fontsize=6.5, color=_FAINT, va="bottom")
+    figure.text(0.06, 0.018, _footer(report), fontsize=7, color=_FAINT, va="bottom")
     return figure
 
 
 def _header(figure: Figure, report: AgpReport) -> None:
-    period = f"{report.start_date:%d %b %Y} to {report.end_date:%d %b %Y} · {report.days} days · {report.timezone}"
+    length = _counted(report.days, "day")
+    period = f"{report.start_date:%d %b %Y} to {report.end_date:%d %b %Y} · {length} · {report.timezone}"
     coverage = (
-        f"{report.days_with_readings} of {report.days} days with readings · {report.reading_count:,} readings · "
+        f"{report.days_with_readings} of {length} with readings · {_counted(report.reading_count, 'reading')} · "
         f"sensor active {report.active_pct:.0f} % of the time"
     )
-    figure.text(0.06, 0.968, "Ambulatory glucose profile (AGP)", fontsize=15, color=_INK, weight="bold", va="top")
-    figure.text(0.94, 0.968, report.site, fontsize=13, color=_INK, ha="right", va="top")
+    figure.text(0.06, 0.968, "Ambulatory glucose profile (AGP)", fontsize=14, color=_INK, weight="bold", va="top")
+    # Up to 28 characters fit beside the title; a longer name is set smaller.
+    size = max(7.0, 13 * min(1.0, 28 / max(1, len(report.site))))
+    figure.text(0.94, 0.966, report.site, fontsize=size, color=_INK, ha="right", va="top", parse_math=False)
     figure.text(0.06, 0.941, period, fontsize=8, color=_INK, va="top")
     figure.text(0.06, 0.927, coverage, fontsize=8, color=_INK, va="top")
     if not report.is_sufficient:
@@ -66,19 +70,24 @@ def _header(figure: Figure, report: AgpReport) -> None:
         figure.text(0.06, 0.913, warning, fontsize=8, color=_ALARM, weight="bold", va="top")
 
 
+def _counted(count: int, thing: str) -> str:
+    return f"{count:,} {thing}" if count == 1 else f"{count:,} {thing}s"
+
+
 def _statistics(axes: Axes, report: AgpReport, unit: Unit) -> None:
     _titled(axes, "Glucose statistics and targets")
-    axes.text(0.70, 1.0, "95 % interval", fontsize=6, color=_FAINT, va="center")
-    axes.text(0.89, 1.0, "target", fontsize=6, color=_FAINT, va="center")
+    if report.intervals:
+        axes.text(0.66, 1.0, "95 % interval", fontsize=7, color=_FAINT, va="center")
+    axes.text(0.84, 1.0, "target", fontsize=7, color=_FAINT, va="center")
     lines: Sequence[Statistic] = [*statistics(report, unit), *range_targets(report, unit)]
     for number, line in enumerate(lines):
         height = 0.92 - number * 0.102
         axes.text(0.0, height, line.name, fontsize=7.5, color=_INK, va="center")
-        axes.text(0.67, height, line.value, fontsize=7.5, color=_INK, va="center", ha="right", weight="bold")
-        axes.text(0.70, height, line.note, fontsize=6.5, color=_FAINT, va="center")
+        axes.text(0.64, height, line.value, fontsize=7.5, color=_INK, va="center", ha="right", weight="bold")
+        axes.text(0.66, height, line.note, fontsize=7, color=_FAINT, va="center")
         # Words, not colour alone: one man in twelve does not see red and green apart.
         met = {True: "met", False: "not met", None: ""}[line.is_met]
-        axes.text(0.89, height, f"{line.target}  {met}", fontsize=7, va="center", color=_met_colour(line))
+        axes.text(0.84, height, f"{line.target}  {met}", fontsize=7, va="center", color=_met_colour(line))
 
 
 def _met_colour(line: Statistic) -> str:
@@ -102,9 +111,9 @@ def _range_bar(axes: Axes, report: AgpReport, unit: Unit) -> None:
         axes.plot([0.145, 0.17, 0.185], [middle, place, place], color=_FAINT, linewidth=0.5)
         pct = shares.get(name, 0.0)
         axes.text(0.22, place + 0.03, title, fontsize=8.5, color=_INK, va="center")
-        axes.text(0.22, place - 0.035, range_bounds(name, unit), fontsize=6.5, color=_FAINT, va="center")
+        axes.text(0.22, place - 0.035, range_bounds(name, unit), fontsize=7, color=_FAINT, va="center")
         axes.text(1.0, place + 0.03, f"{pct:.1f} %", fontsize=9, color=_INK, weight="bold", ha="right", va="center")
-        axes.text(1.0, place - 0.035, f"{hours_a_day(pct)} a day", fontsize=6.5, color=_FAINT, ha="right", va="center")
+        axes.text(1.0, place - 0.035, f"{hours_a_day(pct)} a day", fontsize=7, color=_FAINT, ha="right", va="center")
 
 
 def _apart(places: Sequence[float], distance: float = 0.155) -> list[float]:
@@ -121,13 +130,13 @@ def _apart(places: Sequence[float], distance: float = 0.155) -> list[float]:
 
 def _curve(axes: Axes, report: AgpReport, unit: Unit) -> None:
     axes.set_title("Profile by time of day", fontsize=9.5, color=_INK, weight="bold", loc="left", pad=6)
-    _glucose_axis(axes, unit)
+    _glucose_axis(axes, unit, _highest(point.p95 or 0.0 for point in report.curve))
     axes.set_xlim(0, 1440)
-    axes.set_xticks(range(0, 1441, 180), [f"{hour % 24:02d}:00" for hour in range(0, 25, 3)], fontsize=7)
+    axes.set_xticks(range(0, 1441, 180), [f"{hour % 24:02d}:00" for hour in range(0, 25, 3)], fontsize=7.5)
     for stretch in _stretches(report.curve):
         minutes = [point.minute_of_day for point in stretch]
         for low, high, colour, label in (
-            ("p5", "p95", "#c9dcef", "5 to 95 %"),
+            ("p5", "p95", "#c9dcef", "5 to 95 % of readings"),
             ("p25", "p75", "#8fb7de", "25 to 75 %"),
         ):
             lower = [_shown(getattr(point, low), unit) for point in stretch]
@@ -136,9 +145,20 @@ def _curve(axes: Axes, report: AgpReport, unit: Unit) -> None:
         axes.plot(minutes, [_shown(p.p50, unit) for p in stretch], color="#17508a", linewidth=1.8, label="median")
     if report.curve:
         labels = dict(zip(*axes.get_legend_handles_labels()[::-1], strict=True))
-        axes.legend(labels.values(), labels.keys(), fontsize=6.5, loc="upper right", ncols=3, frameon=False)
+        # Above the axes, where no band can run below it.
+        axes.legend(
+            list(labels.values()),
+            list(labels),
+            loc="lower right",
+            bbox_to_anchor=(1.0, 1.0),
+            borderaxespad=0.2,
+            fontsize=7,
+            ncols=3,
+            frameon=False,
+        )
     else:
-        axes.text(720, unit.of(195), "too few readings for a profile", fontsize=9, color=_FAINT, ha="center")
+        too_few = "Too few days for a profile: each time of day needs readings of 5 days."
+        axes.text(720, unit.of(220), too_few, fontsize=9, color=_FAINT, ha="center")
 
 
 def _shown(mg_dl: float | None, unit: Unit) -> float:
@@ -159,37 +179,60 @@ def _stretches(curve: Sequence[CurvePoint]) -> list[list[CurvePoint]]:
 
 
 def _thumbnails(figure: Figure, report: AgpReport, unit: Unit) -> None:
-    last = report.end_date
-    days = [last - timedelta(days=back) for back in range(min(_THUMBNAILS, report.days) - 1, -1, -1)]
-    figure.text(0.06, 0.338, f"Daily profiles, last {len(days)} days", fontsize=9.5, color=_INK, weight="bold")
-    monday = days[0] - timedelta(days=days[0].weekday())
-    weeks = (days[-1] - monday).days // 7 + 1
-    height = 0.27 / weeks
-    for day in days:
-        week, weekday = divmod((day - monday).days, 7)
-        axes = figure.add_axes((0.06 + weekday * 0.1265, 0.325 - (week + 1) * height, 0.121, height - 0.02))
-        _thumbnail(axes, day, report.profiles.get(day, ()), unit)
+    days = [report.end_date - timedelta(days=back) for back in range(min(_THUMBNAILS, report.days))][::-1]
+    heading = f"Daily profiles, last {len(days)} days" if len(days) > 1 else "Daily profile"
+    figure.text(0.06, 0.318, heading, fontsize=9.5, color=_INK, weight="bold")
+    highest = _highest(point.glucose_mg_dl for day in days for point in report.profiles.get(day, ()))
+    # Rows of seven: a day of the week has its own column.
+    for number, day in enumerate(days):
+        row, column = divmod(number, 7)
+        axes = figure.add_axes((0.10 + column * 0.1212, 0.196 - row * 0.127, 0.1142, 0.098))
+        _thumbnail(axes, day, report.profiles.get(day, ()), unit, highest)
+        axes.set_xticks([0, 720, 1440], ["00", "12", "24"], fontsize=7)
+        first, _, last = axes.get_xticklabels()
+        first.set_horizontalalignment("left")
+        last.set_horizontalalignment("right")
+        if column == 0:
+            axes.set_yticks([unit.of(70), unit.of(180)], [unit.text(70), unit.text(180)], fontsize=7)
 
 
-def _thumbnail(axes: Axes, day: date, profile: Sequence[ProfilePoint], unit: Unit) -> None:
-    axes.set_title(f"{day:%a %d %b}", fontsize=6.5, color=_INK, pad=2, loc="left")
-    _glucose_axis(axes, unit, with_labels=False)
+def _thumbnail(axes: Axes, day: date, profile: Sequence[ProfilePoint], unit: Unit, highest: float) -> None:
+    axes.set_title(f"{day:%a %d %b}", fontsize=7, color=_INK, pad=2, loc="left")
+    _glucose_axis(axes, unit, highest, with_labels=False)
     axes.set_xlim(0, 1440)
-    axes.set_xticks([0, 720, 1440], [])
-    minutes = [point.local_time.hour * 60 + point.local_time.minute for point in profile]
-    values = [unit.of(min(point.glucose_mg_dl, _HIGHEST_MG_DL)) for point in profile]
-    # A line across a gap would show glucose that nobody measured.
-    for index in range(1, len(minutes))[::-1]:
-        if not 0 <= minutes[index] - minutes[index - 1] <= _LARGEST_GAP_MINUTES:
-            minutes.insert(index, minutes[index])
-            values.insert(index, float("nan"))
-    axes.plot(minutes, values, color="#17508a", linewidth=0.8)
+    for stretch in _unbroken(profile):
+        minutes = [point.local_time.hour * 60 + point.local_time.minute for point in stretch]
+        values = [unit.of(min(max(point.glucose_mg_dl, _LOWEST_MG_DL), highest)) for point in stretch]
+        high, low = unit.of(180), unit.of(70)
+        above, below = [max(value, high) for value in values], [min(value, low) for value in values]
+        axes.fill_between(minutes, high, above, color=RANGES["high"][1], alpha=0.5, linewidth=0)
+        axes.fill_between(minutes, low, below, color=RANGES["low"][1], alpha=0.6, linewidth=0)
+        # A reading on its own is no line; without a mark it would not be seen.
+        marker = "." if len(stretch) == 1 else ""
+        axes.plot(minutes, values, color="#17508a", linewidth=0.8, marker=marker, markersize=3, clip_on=not marker)
     if not profile:
-        axes.text(720, unit.of(195), "no readings", fontsize=5.5, color=_FAINT, ha="center", va="center")
+        axes.text(720, unit.of(210), "no readings", fontsize=7, color=_FAINT, ha="center", va="center")
 
 
-def _glucose_axis(axes: Axes, unit: Unit, *, with_labels: bool = True) -> None:
-    axes.set_ylim(unit.of(_LOWEST_MG_DL), unit.of(_HIGHEST_MG_DL))
+def _unbroken(profile: Sequence[ProfilePoint]) -> list[list[ProfilePoint]]:
+    """A day's readings in pieces: a line across a gap would show glucose that nobody measured."""
+    pieces: list[list[ProfilePoint]] = []
+    for point in profile:
+        minutes = (point.local_time - pieces[-1][-1].local_time).total_seconds() / 60 if pieces else -1.0
+        if not 0 <= minutes <= _LARGEST_GAP_MINUTES:
+            pieces.append([])
+        pieces[-1].append(point)
+    return pieces
+
+
+def _highest(glucose_mg_dl: Iterable[float]) -> float:
+    """Where the axis ends: at 350 mg/dL, or at the next hundred above what is shown."""
+    shown = max(glucose_mg_dl, default=0.0)
+    return _HIGHEST_MG_DL if shown <= _HIGHEST_MG_DL else 100.0 * math.ceil(shown / 100)
+
+
+def _glucose_axis(axes: Axes, unit: Unit, highest: float, *, with_labels: bool = True) -> None:
+    axes.set_ylim(unit.of(_LOWEST_MG_DL), unit.of(highest))
     axes.axhspan(unit.of(70), unit.of(180), color=_TARGET_COLOUR, alpha=0.12, linewidth=0)
     for bound in (70, 180):
         axes.axhline(unit.of(bound), color=_TARGET_COLOUR, linewidth=0.8)
@@ -198,8 +241,8 @@ def _glucose_axis(axes: Axes, unit: Unit, *, with_labels: bool = True) -> None:
         side.set_color(_GRID)
     axes.tick_params(length=2, color=_GRID, labelcolor=_INK)
     if with_labels:
-        ticks = [54, 70, 140, 180, 250, 350]
-        axes.set_yticks([unit.of(tick) for tick in ticks], [unit.text(tick) for tick in ticks], fontsize=7)
+        ticks = sorted({54.0, 70.0, 140.0, 180.0, 250.0, 350.0, highest})
+        axes.set_yticks([unit.of(tick) for tick in ticks], [unit.text(tick) for tick in ticks], fontsize=7.5)
         axes.set_ylabel(f"glucose ({unit})", fontsize=7.5, color=_INK)
         axes.grid(axis="both", color=_GRID, linewidth=0.5)
     else:

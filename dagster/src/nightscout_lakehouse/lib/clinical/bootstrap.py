@@ -12,10 +12,11 @@ from dataclasses import dataclass
 from datetime import date
 
 import numpy as np
+from numpy.typing import NDArray
 
 RESAMPLES = 2_000
 FEWEST_DAYS = 7
-_PERCENTILES = (2.5, 97.5)
+PERCENTILES = (2.5, 97.5)
 
 
 @dataclass(frozen=True, order=True)
@@ -76,17 +77,27 @@ def bootstrap_intervals(key: str, days: Sequence[DailyCounts]) -> Intervals | No
         ],
         dtype=np.float64,
     )
-    seed = int.from_bytes(hashlib.blake2b(key.encode(), digest_size=16).digest(), "big")
-    words = np.random.PCG64(seed)
-    totals = np.zeros((RESAMPLES, columns.shape[1]))
-    for _ in counted:
-        # The upper half of a word, scaled: of n days each comes up within n / 2**32 of equally often.
-        upper_half = words.random_raw(RESAMPLES) >> np.uint64(32)
-        totals += columns[(upper_half * np.uint64(len(counted))) >> np.uint64(32)]
-
+    totals = resampled_sums(key, columns)
     readings, very_low, low, in_range, high, very_high, glucose_sum = totals.T
     tir = 100.0 * in_range / readings
     gmi = 3.31 + 0.02392 * (glucose_sum / readings)
     gri = np.minimum(100.0 * (3.0 * very_low + 2.4 * low + 1.6 * very_high + 0.8 * high) / readings, 100.0)
-    bounds = [float(bound) for values in (tir, gmi, gri) for bound in np.percentile(values, _PERCENTILES)]
+    bounds = [float(bound) for values in (tir, gmi, gri) for bound in np.percentile(values, PERCENTILES)]
     return Intervals(*bounds)
+
+
+def resampled_sums(key: str, columns: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Sums of the days' columns over as many days as there are, drawn with replacement; shape (RESAMPLES, columns).
+
+    Args:
+        key: What the draws follow from: see `bootstrap_intervals`.
+        columns: One row a day.
+    """
+    days = len(columns)
+    words = np.random.PCG64(int.from_bytes(hashlib.blake2b(key.encode(), digest_size=16).digest(), "big"))
+    totals = np.zeros((RESAMPLES, columns.shape[1]))
+    for _ in range(days):
+        # The upper half of a word, scaled: of n days each comes up within n / 2**32 of equally often.
+        upper_half = words.random_raw(RESAMPLES) >> np.uint64(32)
+        totals += columns[(upper_half * np.uint64(days)) >> np.uint64(32)]
+    return totals

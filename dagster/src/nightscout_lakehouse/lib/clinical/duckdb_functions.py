@@ -6,6 +6,9 @@
   high double[], very_high double[], glucose_sums double[])
   -> struct(tir_low, tir_high, gmi_low, gmi_high, gri_low, gri_high)`: 95 % intervals of a period from its days, one
   list element a day, in any order. Null with fewer than 7 days that have readings.
+* `glucose_difference_intervals(key varchar, now_days date[], now_sums double[][], before_days date[],
+  before_sums double[][]) -> struct(metric, low, high)[]`: 95 % intervals of the later period's figures less the
+  earlier's, one list element a day; `DailySums` says what a day's sums are. Empty with fewer than 7 days on a side.
 
 A null argument gives null. A view that calls them works only on connections of ours; tables that were built with them
 work everywhere.
@@ -32,6 +35,14 @@ def register(connection: duckdb.DuckDBPyConnection) -> None:
     intervals = duckdb.struct_type(dict.fromkeys(_INTERVALS, duckdb.type("DOUBLE")))
     _create(connection, "glucose_mage", _mage, [doubles, doubles], duckdb.type("DOUBLE"))
     _create(connection, "glucose_bootstrap", _bootstrap, [duckdb.type("VARCHAR"), dates, *[doubles] * 7], intervals)
+    interval_of_metric = {"metric": duckdb.type("VARCHAR"), "low": duckdb.type("DOUBLE"), "high": duckdb.type("DOUBLE")}
+    _create(
+        connection,
+        "glucose_difference_intervals",
+        _difference_intervals,
+        [duckdb.type("VARCHAR"), *[dates, duckdb.list_type(doubles)] * 2],
+        duckdb.list_type(duckdb.struct_type(interval_of_metric)),
+    )
 
 
 def _create(
@@ -110,3 +121,23 @@ def _bootstrap(
         intervals = bootstrap_intervals(row_key, [DailyCounts(*day) for day in zip(*columns, strict=True)])
         values.append(asdict(intervals) if intervals else None)
     return pa.array(values, pa.struct([(name, pa.float64()) for name in _INTERVALS]))
+
+
+def _difference_intervals(key: Any, now_days: Any, now_sums: Any, before_days: Any, before_sums: Any) -> Any:
+    import pyarrow as pa
+
+    from nightscout_lakehouse.lib.clinical.comparison import DailySums, difference_intervals
+
+    arguments = (key, now_days, now_sums, before_days, before_sums)
+    values: list[list[dict[str, Any]] | None] = []
+    for row_key, *columns in zip(*(argument.to_pylist() for argument in arguments), strict=True):
+        if row_key is None or any(column is None for column in columns):
+            values.append(None)
+            continue
+        now, before = (
+            [DailySums(day, tuple(sums)) for day, sums in zip(*pair, strict=True)]
+            for pair in (columns[:2], columns[2:])
+        )
+        values.append([asdict(interval) for interval in difference_intervals(row_key, now, before)])
+    fields = [("metric", pa.string()), ("low", pa.float64()), ("high", pa.float64())]
+    return pa.array(values, pa.list_(pa.struct(fields)))
