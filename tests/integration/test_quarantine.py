@@ -225,13 +225,20 @@ def test_the_commands(settings: Settings, lake: Lake, monkeypatch: pytest.Monkey
     assert "Refused: glucose_sentinel" in shown
     assert REMEDIES["glucose_sentinel"] in shown
     assert '"notes": "https://x/?token=*** [bold]é[/]"' in shown
+    half = entry(3, 120, behind - timedelta(hours=9)).replace('"sensor"', '"\\ud83d é"')
+    arrive(settings, lake, ANNA, 2, [half], behind)
+    (refused,) = list_refused(settings, Choice(reason="not_a_json_object"), 10)
+    shown = lakehouse("quarantine", "show", f"anna/{refused.document_id}").stdout
+    assert "Refused: not_a_json_object" in shown
+    assert r'"device": "\ud83d \u00e9"' in shown
+    assert r"\ud83d" in lakehouse("quarantine", "list").stdout
     missing = lakehouse("quarantine", "show", "nothing")
     assert missing.exit_code == 1
     assert "No document nothing is in quarantine" in missing.stderr
 
     retried = lakehouse("quarantine", "retry")
     assert retried.exit_code == 0, retried.stderr
-    assert "1 of 2 documents left quarantine." in retried.stdout
-    assert "0 of 1 documents left quarantine. Nothing has changed." in lakehouse("quarantine", "retry").stdout
+    assert "1 of 3 documents left quarantine." in retried.stdout
+    assert "0 of 2 documents left quarantine. Nothing has changed." in lakehouse("quarantine", "retry").stdout
     assert "Nothing is in quarantine that fits." in lakehouse("quarantine", "retry", "--reason", "missing_id").stdout
     assert "No site is named ben." in lakehouse("quarantine", "retry", "--site", "ben").stderr

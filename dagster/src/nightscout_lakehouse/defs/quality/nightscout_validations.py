@@ -117,9 +117,10 @@ nightscout_full_validation = dg.define_asset_job(
 def _validate(
     context: dg.AssetCheckExecutionContext, lakehouse: LakehouseResource, stage: Stage
 ) -> Iterator[dg.AssetCheckResult]:
-    result = validate_stage(
-        stage, lakehouse.settings, lakehouse.lake, lakehouse.sites, everything=bool(context.run.tags.get(FULL_TAG))
-    )
+    everything = bool(context.run.tags.get(FULL_TAG))
+    # Files are dropped in the same run, after this: what they bring is looked at by the stages that follow.
+    sites = lakehouse.all_sites if everything else lakehouse.sites
+    result = validate_stage(stage, lakehouse.settings, lakehouse.lake, sites, everything=everything)
     secrets = site_secrets(lakehouse.sites)
     keep_result(lakehouse.settings, result, context.run.run_id, secrets)
     report = write_report(lakehouse.settings, context.run.run_id)

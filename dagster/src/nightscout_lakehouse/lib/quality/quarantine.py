@@ -139,9 +139,13 @@ def find_refused(settings: Settings, document_id: str) -> list[Refused]:
 def pretty(document: str) -> str:
     """A document as indented JSON; as it is where it is none."""
     try:
-        return json.dumps(json.loads(document), indent=2, ensure_ascii=False)
+        content = json.loads(document)
     except ValueError:
         return document
+    text = json.dumps(content, indent=2, ensure_ascii=False)
+    # Half a character can be shown only as it is written in JSON.
+    is_whole = not any("\ud800" <= character <= "\udfff" for character in text)
+    return text if is_whole else json.dumps(content, indent=2)
 
 
 def retry_refused(settings: Settings, lake: Lake, sites: Sequence[Site], choice: Choice) -> list[Retried]:
