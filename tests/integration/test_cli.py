@@ -31,7 +31,10 @@ from nightscout_lakehouse.demo import DemoOptions, DemoServer, DemoStore, Person
 pytestmark = [pytest.mark.e2e, pytest.mark.postgres]
 
 TOKEN = "reader-0123456789abcdef"
-COMMANDS = ["run", "backfill", "dev", "status", "doctor", "check", "sql", "demo-server", "clean", "sites"]
+COMMANDS = [
+    *("run", "backfill", "dev", "status", "doctor", "check", "sql", "demo-server", "clean", "sites"),
+    *("validate", "quarantine", "import", "sources", "report"),
+]
 BAD_DOCUMENTS: dict[str, dict[str, Any]] = {
     "glucose_sentinel": {"sgv": "HIGH"},
     "glucose_not_a_number": {"sgv": "a hundred"},

@@ -22,7 +22,7 @@ pytestmark = [pytest.mark.e2e, pytest.mark.postgres]
 
 DAYS = 40
 TABLES = {
-    "lake.nightscout_entries": "* exclude (batch, document_number, fetched_at)",
+    "lake.nightscout_entries": "* exclude (batch, document_number, fetched_at, first_fetched_at)",
     "intermediate.int_glucose_enriched": "*",
     "curated.fact_glucose_readings": "*",
     "curated.dim_glucose_date": "*",

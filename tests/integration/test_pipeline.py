@@ -63,6 +63,9 @@ def test_from_a_url_to_marts_and_again(server: DemoServer, tmp_path: Path, monke
         if asset == "raw_file_drop":
             assert metadata["files"] == 0
             continue
+        if asset == "validate_glucose_enriched":
+            assert metadata["success_rate_pct"] > 80
+            continue
         assert {"seconds", "dagster/column_schema", "preview"} <= metadata.keys(), asset
         assert metadata["preview"].count("\n") >= 2, asset
         if not asset.startswith("raw_"):

@@ -10,6 +10,15 @@ from nightscout_lakehouse.defs.ingestion.nightscout_assets import (
     raw_nightscout_entries,
     reread_nightscout_entries,
 )
+from nightscout_lakehouse.defs.quality.anomaly_checks import find_unusual_readings
+from nightscout_lakehouse.defs.quality.nightscout_validations import (
+    batches_match_raw_files,
+    nightscout_full_validation,
+    validate_daily_figures,
+    validate_enriched_readings,
+    validate_glucose_enriched,
+    validate_raw_documents,
+)
 from nightscout_lakehouse.defs.resources import LakehouseResource
 from nightscout_lakehouse.defs.schedules.nightscout import (
     nightscout_backfill,
@@ -17,7 +26,7 @@ from nightscout_lakehouse.defs.schedules.nightscout import (
     nightscout_pipeline,
 )
 from nightscout_lakehouse.defs.serving.publish_assets import published_curated_tables
-from nightscout_lakehouse.defs.transform.dbt_assets import nightscout_marts, nightscout_models
+from nightscout_lakehouse.defs.transform.dbt_assets import nightscout_curated, nightscout_enriched, nightscout_marts
 
 defs = dg.Definitions(
     assets=[
@@ -26,11 +35,20 @@ defs = dg.Definitions(
         raw_file_drop,
         processed_nightscout_entries,
         *COLLECTION_ASSETS,
-        nightscout_models,
+        nightscout_enriched,
+        validate_glucose_enriched,
+        nightscout_curated,
         published_curated_tables,
         nightscout_marts,
     ],
-    jobs=[nightscout_pipeline, nightscout_backfill],
+    asset_checks=[
+        validate_raw_documents,
+        validate_enriched_readings,
+        validate_daily_figures,
+        find_unusual_readings,
+        batches_match_raw_files,
+    ],
+    jobs=[nightscout_pipeline, nightscout_backfill, nightscout_full_validation],
     schedules=[nightscout_every_30_min],
     sensors=[pipeline_failure_alert],
     resources={"lakehouse": LakehouseResource()},

@@ -41,7 +41,7 @@ class JobOutcome:
     Attributes:
         success: Whether every step succeeded.
         run_id: Id of the Dagster run.
-        errors: One line for each failed step.
+        errors: One line for each failed step, or for each critical check that it failed by.
         failed_checks: Names of the asset checks that failed with severity ERROR.
         metadata: Metadata of each materialized asset, by asset name.
         step_seconds: Duration of each step, by its name.
@@ -75,7 +75,7 @@ def execute_job(job: str) -> JobOutcome:
     import dagster as dg
 
     from nightscout_lakehouse.definitions import defs
-    from nightscout_lakehouse.defs.alerts.failure import run_error, step_errors
+    from nightscout_lakehouse.defs.alerts.failure import check_error, failed_by_check, run_error, step_errors
 
     with dg.DagsterInstance.get() as instance:
         result = defs.resolve_job_def(job).execute_in_process(
@@ -89,7 +89,8 @@ def execute_job(job: str) -> JobOutcome:
     run_failure = ""
     for event in result.all_events:
         if event.is_step_failure:
-            outcome.errors.append(step_errors(event))
+            if not failed_by_check(event):
+                outcome.errors.append(step_errors(event))
         elif event.event_type is dg.DagsterEventType.RUN_FAILURE:
             run_failure = run_error(event)
         elif event.is_step_success and event.step_key:
@@ -102,6 +103,8 @@ def execute_job(job: str) -> JobOutcome:
             evaluation = event.asset_check_evaluation_data
             if not evaluation.passed and evaluation.severity is dg.AssetCheckSeverity.ERROR:
                 outcome.failed_checks.append(evaluation.check_name)
+            if line := check_error(event):
+                outcome.errors.append(line)
     if not outcome.success and not outcome.errors:
         outcome.errors.append(run_failure or "The run failed before its first step.")
     return outcome

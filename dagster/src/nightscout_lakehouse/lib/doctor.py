@@ -13,6 +13,7 @@ from pathlib import Path
 
 from nightscout_lakehouse.lib.errors import LakehouseError
 from nightscout_lakehouse.lib.lake import Lake
+from nightscout_lakehouse.lib.quality.stages import check_suites
 from nightscout_lakehouse.lib.serving import serving_database
 from nightscout_lakehouse.lib.settings import REPOSITORY_ROOT, Settings, load_settings
 from nightscout_lakehouse.lib.sites import load_sites
@@ -43,6 +44,7 @@ def examine() -> list[Finding]:
     findings.append(Finding("settings", True, f"LAKEHOUSE_HOME is {settings.home}"))
     checks: list[tuple[str, Callable[[Settings], str]]] = [
         ("sites", _sites),
+        ("suites", _suites),
         ("folder", _folder),
         ("lake", _lake),
         ("warehouse", _warehouse),
@@ -106,6 +108,11 @@ def _sites(settings: Settings) -> str:
         ", ".join(f"{site.name} ({site.url or 'from files'})" for site in sites)
         or "none: the bundled demo person is read"
     )
+
+
+def _suites(_: Settings) -> str:
+    suites = check_suites()
+    return ", ".join(f"{suite.path.name} ({len(suite.expectations)} expectations)" for suite in suites)
 
 
 def _folder(settings: Settings) -> str:

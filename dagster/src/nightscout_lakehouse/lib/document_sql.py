@@ -174,6 +174,7 @@ def bookkeeping_sql(*, keep_document: bool, filter_time: str) -> str:
         batch,
         document_number,
         fetched_at,
+        fetched_at as first_fetched_at,
         {filter_time} as date_ms"""
 
 

@@ -7,6 +7,7 @@ Layout below the root:
     raw/nightscout_entries/site=<site>/imports.json             which files have been imported
     processed/<collection>/kind=<kind>/site=<site>/month=<YYYY-MM>/<file>.parquet
     processed/<collection>/state/<site>.json                    how far its batches have been processed
+    processed/layout.json                                       which columns the processed files have
 
 The collections are `nightscout_entries`, `nightscout_treatments`, `nightscout_device_status` and `nightscout_profiles`.
 """
@@ -249,6 +250,10 @@ def imports_file(site: str) -> str:
 def processing_state_file(site: str, collection: Collection = ENTRIES) -> str:
     """Where it is kept how far a site's batches have been processed."""
     return f"processed/{collection.name}/state/{site}.json"
+
+
+# Which columns the processed files have: of a lake with another layout the files are written again once.
+LAYOUT_FILE = "processed/layout.json"
 
 
 def partition_file(kind: str, site: str, month: str, collection: Collection = ENTRIES) -> str:

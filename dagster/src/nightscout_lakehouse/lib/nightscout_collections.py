@@ -19,6 +19,7 @@ _BOOKKEEPING = {
     "batch": "bigint",
     "document_number": "bigint",
     "fetched_at": "timestamptz",
+    "first_fetched_at": "timestamptz",
     "date_ms": "double",
 }
 

@@ -137,6 +137,7 @@ def entries_sql(files: Sequence[str], site: str, timezone: str) -> str:
         batch,
         document_number,
         fetched_at,
+        fetched_at as first_fetched_at,
         case when date_is_number then date_as_ms end as date_ms
     from judged
     """

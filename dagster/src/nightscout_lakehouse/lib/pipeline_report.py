@@ -6,6 +6,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from nightscout_lakehouse.lib.errors import LakehouseError
@@ -13,6 +14,9 @@ from nightscout_lakehouse.lib.ingestion import IngestionState, fetch_policy, loa
 from nightscout_lakehouse.lib.lake import Lake
 from nightscout_lakehouse.lib.nightscout_client import NightscoutClient
 from nightscout_lakehouse.lib.nightscout_collections import COLLECTIONS
+from nightscout_lakehouse.lib.quality.conservation import Conservation
+from nightscout_lakehouse.lib.quality.quarantine import REMEDIES, Refused, Retried, pretty
+from nightscout_lakehouse.lib.quality.stages import StageResult
 from nightscout_lakehouse.lib.serving import serving_address
 from nightscout_lakehouse.lib.settings import Settings
 from nightscout_lakehouse.lib.sites import Site, load_sites
@@ -172,6 +176,95 @@ def print_imports(console: Console, outcomes: Sequence[FileImport]) -> None:
         console.print("Nothing was imported (--dry-run).")
 
 
+def print_validation(console: Console, results: Sequence[StageResult]) -> None:
+    """Print what came of every expectation."""
+    table = Table(box=None, pad_edge=False)
+    for title in ("stage", "expectation", "met", "severity"):
+        table.add_column(title, overflow="fold")
+    for title in ("evaluated", "failed"):
+        table.add_column(title, justify="right")
+    table.add_column("sites", overflow="fold")
+    for result in results:
+        for outcome in result.outcomes:
+            mark = "[green]yes[/]" if outcome.is_met else "[red]NO[/]" if outcome.is_blocking else "[yellow]no[/]"
+            failed = outcome.observed if outcome.failed is None else f"{outcome.failed:,}"
+            sites = ", ".join(outcome.failing_sites[:5])
+            name = outcome.expectation.name
+            table.add_row(result.stage, name, mark, outcome.severity, f"{outcome.evaluated:,}", failed, escape(sites))
+    console.print(table)
+    blocking = sum(len(result.blocking) for result in results)
+    warnings = sum(not o.is_met for result in results for o in result.outcomes) - blocking
+    console.print(f"{blocking} critical and {warnings} others are not met.")
+
+
+def print_conservation(console: Console, found: Conservation) -> None:
+    """Print whether the accounting agrees with the raw files."""
+    for fault in found.faults[:20]:
+        console.print(fault, style="red", markup=False, soft_wrap=True)
+    agree = f"{found.documents:,} documents of {found.batches:,} batches"
+    console.print(f"Law of conservation: {agree}, {len(found.faults):,} do not agree.")
+    if found.unaccounted:
+        console.print(f"{found.unaccounted:,} batch files are not in this warehouse's accounting.")
+
+
+def print_quarantine(
+    console: Console, counts: Sequence[tuple[str, str, str, int, datetime, datetime]], refused: Sequence[Refused]
+) -> None:
+    """Print how many documents were refused for what, and the newest of them."""
+    if not counts:
+        console.print("Nothing is in quarantine.")
+        return
+    table = Table(box=None, pad_edge=False)
+    for title in ("site", "collection", "reason"):
+        table.add_column(title, overflow="fold")
+    table.add_column("documents", justify="right")
+    for title in ("first seen", "last seen"):
+        table.add_column(title)
+    for site, collection, reason, number, first, last in counts:
+        table.add_row(site, collection, reason, f"{number:,}", _time(first), _time(last))
+    console.print(table)
+    console.print()
+    table = Table(box=None, pad_edge=False)
+    for title in ("last seen", "site", "collection", "reason", "id"):
+        table.add_column(title, overflow="fold")
+    table.add_column("document", overflow="ellipsis", no_wrap=True)
+    for each in refused:
+        text = " ".join(each.document.split())
+        shown = (each.site, each.collection, each.reason, each.document_id, text[:200])
+        table.add_row(_time(each.last_seen_at), *(escape(value) for value in shown))
+    console.print(table)
+    total = sum(count[3] for count in counts)
+    if len(refused) < total:
+        console.print(f"{len(refused):,} of {total:,}; --limit, --site, --reason and --collection choose others.")
+    console.print("A whole document, and what to do about it: lakehouse quarantine show ID")
+
+
+def print_refused(console: Console, each: Refused) -> None:
+    """Print a refused document whole."""
+    console.print(
+        f"{each.site}, {each.collection}, {each.document_id}, batch {each.batch}", soft_wrap=True, markup=False
+    )
+    console.print(f"Refused: {each.reason}", markup=False)
+    console.print(f"First seen {_time(each.first_seen_at)}, last seen {_time(each.last_seen_at)}")
+    console.print(f"What to do: {REMEDIES.get(each.reason, '')}", soft_wrap=True, markup=False)
+    console.print(pretty(each.document), soft_wrap=True, markup=False)
+
+
+def print_retried(console: Console, retried: Sequence[Retried]) -> None:
+    """Print how many documents left quarantine."""
+    if not retried:
+        console.print("Nothing is in quarantine that fits.")
+        return
+    table = _table("site", "collection", "retried", "stored", "duplicates", "still refused")
+    for each in retried:
+        counts = (each.retried, each.stored, each.duplicates, each.still_refused)
+        table.add_row(each.site, each.collection, *(f"{count:,}" for count in counts))
+    console.print(table)
+    left = sum(each.retried - each.still_refused for each in retried)
+    console.print(f"{left:,} of {sum(each.retried for each in retried):,} documents left quarantine.", end=" ")
+    console.print("`make run` brings the figures up to date." if left else "Nothing has changed.")
+
+
 def _check(site: Site, settings: Settings) -> tuple[str, ...]:
     try:
         with NightscoutClient(site, fetch_policy(settings)) as client:
@@ -212,6 +305,7 @@ def _table(*titles: str) -> Table:
 
 
 _TEXT_COLUMNS = (
+    "collection",
     "file",
     "kind",
     "from",

@@ -18,6 +18,7 @@ import pyarrow as pa
 from nightscout_lakehouse.lib.errors import LakeError
 from nightscout_lakehouse.lib.ingestion import site_timezone
 from nightscout_lakehouse.lib.lake import (
+    LAYOUT_FILE,
     Lake,
     batch_file,
     batch_number,
@@ -48,7 +49,8 @@ from nightscout_lakehouse.lib.warehouse import connect, open_warehouse
 logger = logging.getLogger(__name__)
 
 # Which version of a document it is, and where it came from: not part of what it says.
-_BOOKKEEPING = {"document_hash", "batch", "document_number", "fetched_at", "date_ms"}
+_BOOKKEEPING = {"document_hash", "batch", "document_number", "fetched_at", "first_fetched_at", "date_ms"}
+_LAYOUT = 2
 _IDENTITY = {"device_status_id", "nightscout_id", "is_deleted", "is_duplicate", "quarantine_reason", "document"}
 
 
@@ -175,11 +177,35 @@ def process_sites(
     Raises:
         LakeError: The lake cannot be read or written, or the accounting of a batch does not add up.
     """
+    upgrade_layout(settings, lake)
     with open_warehouse(settings) as warehouse:
         count_unknown_sites(warehouse, lake, collection, (site.name for site in sites))
         reports = [_process_site(site, settings, lake, warehouse, collection) for site in sites]
         refresh_views(warehouse, lake, collection)
     return reports
+
+
+def upgrade_layout(settings: Settings, lake: Lake) -> None:
+    """Give files of the time before `first_fetched_at` this column, once; killed in between, it goes on where it was.
+
+    What is not known any more counts as fetched first when the kept version was.
+    """
+    if (lake.read_json(LAYOUT_FILE) or {}).get("layout") == _LAYOUT:
+        return
+    with connect(settings) as engine:
+        for collection in COLLECTIONS:
+            for folder in lake.list_folders(f"processed/{collection.name}"):
+                for file in lake.list_files(folder, recursive=True):
+                    if not file.endswith(f"/{collection.file_name}"):
+                        continue
+                    source = f"read_parquet({sql_text(lake.duckdb_path(file))}, hive_partitioning = false)"
+                    names = [row[0] for row in engine.execute(f"describe from {source}").fetchall()]
+                    if "first_fetched_at" not in names:
+                        columns = ", ".join(collection.columns).replace(
+                            "first_fetched_at", "fetched_at as first_fetched_at"
+                        )
+                        lake.write_query(engine, file, f"select {columns} from {source}")
+    lake.write_json(LAYOUT_FILE, {"layout": _LAYOUT})
 
 
 def refresh_views(warehouse: duckdb.DuckDBPyConnection, lake: Lake, changed: Collection) -> None:
@@ -188,8 +214,12 @@ def refresh_views(warehouse: duckdb.DuckDBPyConnection, lake: Lake, changed: Col
     A view lists all files of its collection when it is made, so the others are only made where they are missing.
     """
     warehouse.execute("create schema if not exists lake")
+    rows = warehouse.execute(
+        "select table_name, column_name from duckdb_columns() where schema_name = 'lake'"
+    ).fetchall()
     for collection in COLLECTIONS:
-        create = "create or replace view" if collection is changed else "create view if not exists"
+        is_current = set(collection.columns) <= {column for view, column in rows if view == collection.name}
+        create = "create view if not exists" if is_current and collection is not changed else "create or replace view"
         warehouse.execute(f"{create} lake.{collection.name} as {_view_sql(lake, collection)}")
 
 
@@ -208,14 +238,19 @@ def pending_batches(lake: Lake, site: str, collection: Collection = ENTRIES) -> 
     """Numbers of the batches that are written and not processed yet, in order."""
     state = lake.read_json(processing_state_file(site, collection))
     if state is None:
-        numbers = (batch_number(path) for path in lake.list_files(raw_folder(site, collection)))
-        return sorted(number for number in numbers if number is not None)
+        return all_batches(lake, site, collection)
     pending: list[int] = []
     number = int(state["processed_batch"]) + 1
     while lake.exists(batch_file(site, number, collection)):
         pending.append(number)
         number += 1
     return pending
+
+
+def all_batches(lake: Lake, site: str, collection: Collection = ENTRIES) -> list[int]:
+    """Numbers of all the batches of a site, in order."""
+    numbers = (batch_number(path) for path in lake.list_files(raw_folder(site, collection)))
+    return sorted(number for number in numbers if number is not None)
 
 
 def _process_site(
@@ -486,7 +521,10 @@ with versions as (
 ),
 
 contents as (
-    select * exclude (operation)
+    select
+        * exclude (operation)
+        -- However often it comes again: when any version of it came first.
+        replace (min(first_fetched_at) over (partition by nightscout_id) as first_fetched_at)
     from versions
     where operation = 'upsert'
     qualify row_number() over (partition by nightscout_id order by batch desc, document_number desc) = 1
@@ -534,7 +572,8 @@ with outcomes as (
         incoming.operation,
         case
             when incoming.operation = 'delete' then 'deletion'
-            -- The same text can be judged anew: a reading is no longer in the future.
+            -- The same text can be judged anew: a reading is no longer in the future. So what leaves quarantine in a
+            -- retry is stored, and what stays there is a duplicate: it is counted as quarantined once, when it came.
             when held.document_hash is not distinct from incoming.document_hash and held.kind = incoming.kind
                 then 'duplicate'
             when row_number() over (

@@ -63,6 +63,8 @@ class Settings(BaseSettings):
     api_v3: Literal["auto", "off"] = Field("auto", validation_alias="NIGHTSCOUT_API_V3")
     accept_mass_deletions: bool = Field(False, validation_alias="NIGHTSCOUT_ACCEPT_MASS_DELETIONS")
 
+    stale_minutes: int = Field(60, ge=5, validation_alias="LAKEHOUSE_STALE_MINUTES")
+    quarantine_warn_pct: float = Field(5.0, ge=0, le=100, validation_alias="LAKEHOUSE_QUARANTINE_WARN_PCT")
     drop_dir_setting: Path | None = Field(None, validation_alias="LAKEHOUSE_DROP_DIR")
     drop_timezone: str = Field("", validation_alias="LAKEHOUSE_DROP_TIMEZONE")
     drop_date_order: Literal["day_first", "month_first"] | None = Field(
@@ -120,6 +122,11 @@ class Settings(BaseSettings):
     def dbt_dir(self) -> Path:
         """Where dbt keeps its compiled artefacts and logs."""
         return self.home / "dbt"
+
+    @property
+    def quality_dir(self) -> Path:
+        """Results and reports of the validations."""
+        return self.home / "quality"
 
     @property
     def duckdb_extension_dir(self) -> Path:

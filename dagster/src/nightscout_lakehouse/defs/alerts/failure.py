@@ -5,7 +5,7 @@ from typing import Any
 
 import dagster as dg
 
-from nightscout_lakehouse.lib.alerts import failure_message
+from nightscout_lakehouse.lib.alerts import check_failure, failure_message
 
 logger = logging.getLogger("nightscout_lakehouse.alerts")
 
@@ -13,17 +13,54 @@ logger = logging.getLogger("nightscout_lakehouse.alerts")
 @dg.run_failure_sensor(
     name="pipeline_failure_alert",
     default_status=dg.DefaultSensorStatus.RUNNING,
-    description="Writes one line to the log for every failed run: job, step, first line of the error, run id.",
+    description="Writes one line to the log for every failed run: job, run id, and the step with its error, "
+    "or the critical check with the site, the first row that does not hold and the report.",
 )
 def pipeline_failure_alert(context: dg.RunFailureSensorContext) -> None:
     """Say which run failed, where and why."""
     message = failure_message(
         job=context.dagster_run.job_name,
         run_id=context.dagster_run.run_id,
-        steps=[step_errors(event) for event in context.get_step_failure_events()],
+        steps=[step_errors(event) for event in context.get_step_failure_events() if not failed_by_check(event)],
+        checks=_failed_checks(context),
         reason=run_error(context.failure_event),
     )
     logger.error("%s", message)
+
+
+def _failed_checks(context: dg.RunFailureSensorContext) -> list[str]:
+    kind = dg.DagsterEventType.ASSET_CHECK_EVALUATION
+    cursor, lines = None, list[str]()
+    while True:
+        page = context.instance.get_records_for_run(context.dagster_run.run_id, cursor=cursor, of_type=kind)
+        events = [record.event_log_entry.dagster_event for record in page.records]
+        lines += [line for event in events if event is not None and (line := check_error(event))]
+        cursor = page.cursor
+        if not page.has_more:
+            return lines
+
+
+def failed_by_check(event: dg.DagsterEvent) -> bool:
+    """Whether a step failed since a check that blocks did: the check says more than the step's error."""
+    error = event.step_failure_data.error
+    return error is not None and error.cls_name == "DagsterAssetCheckFailedError"
+
+
+def check_error(event: dg.DagsterEvent) -> str:
+    """What a critical check found, in one line; empty for a check that passed or only warns."""
+    evaluation = event.asset_check_evaluation_data
+    if evaluation.passed or evaluation.severity is not dg.AssetCheckSeverity.ERROR or not evaluation.blocking:
+        return ""
+    values: dict[str, Any] = {name: value.value for name, value in evaluation.metadata.items()}
+    samples = values.get("unexpected_samples") or []
+    return check_failure(
+        check=evaluation.check_name,
+        asset=evaluation.asset_key.to_user_string(),
+        sites=values.get("sites") or [],
+        what=evaluation.description or "",
+        sample=samples[0] if samples else None,
+        report=str(values.get("report_path") or ""),
+    )
 
 
 def step_errors(event: dg.DagsterEvent) -> str:

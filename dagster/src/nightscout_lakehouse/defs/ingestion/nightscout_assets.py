@@ -12,8 +12,10 @@ from nightscout_lakehouse.lib.ingestion import SiteIngestion, ingest_sites, newe
 from nightscout_lakehouse.lib.lake import RAW_SCHEMA
 from nightscout_lakehouse.lib.nightscout_collections import DEVICE_STATUS, ENTRIES, PROFILES, TREATMENTS, Collection
 from nightscout_lakehouse.lib.processing import SiteProcessing, process_sites
+from nightscout_lakehouse.lib.quality.quarantine import LEAST_DOCUMENTS, refused_shares
 from nightscout_lakehouse.lib.summary import collection_overview
 from nightscout_lakehouse.lib.table_profile import PREVIEW_ROWS, markdown_table
+from nightscout_lakehouse.lib.warehouse import connect
 
 GROUP = "nightscout"
 OWNERS = ["team:data-platform"]
@@ -84,13 +86,22 @@ def reread_nightscout_entries(
     owners=OWNERS,
     deps=[raw_nightscout_entries, reread_nightscout_entries, raw_file_drop],
     freshness_policy=FRESHNESS,
-    check_specs=[_conservation_check("processed_nightscout_entries")],
+    check_specs=[
+        _conservation_check("processed_nightscout_entries"),
+        dg.AssetCheckSpec(
+            "quarantine_share_is_small",
+            asset="processed_nightscout_entries",
+            description="Of no site more than LAKEHOUSE_QUARANTINE_WARN_PCT of the documents processed in the last "
+            f"24 hours (at least {LEAST_DOCUMENTS}) were refused.",
+        ),
+    ],
 )
 def processed_nightscout_entries(
     lakehouse: LakehouseResource,
 ) -> Iterator[dg.MaterializeResult[None] | dg.AssetCheckResult]:
     """Type, de-duplicate and partition the new batches as Parquet; refused documents go to quarantine with a reason."""
     yield from _processing_results(lakehouse, ENTRIES)
+    yield _quarantine_check(lakehouse)
 
 
 def raw_collection_asset(collection: Collection, description: str) -> dg.AssetsDefinition:
@@ -215,6 +226,23 @@ def _processing_results(
         check_name="documents_are_conserved",
         passed=not lost,
         metadata={"batches": len(batches), "batches_that_do_not_add_up": [f"{b.site}/{b.batch}" for b in lost]},
+    )
+
+
+def _quarantine_check(lakehouse: LakehouseResource) -> dg.AssetCheckResult:
+    settings = lakehouse.settings
+    with connect(settings, settings.warehouse_path, read_only=True) as warehouse:
+        shares = refused_shares(warehouse, ENTRIES, settings.quarantine_warn_pct, datetime.now(UTC))
+    return dg.AssetCheckResult(
+        check_name="quarantine_share_is_small",
+        passed=not shares,
+        severity=dg.AssetCheckSeverity.WARN,
+        description=" ".join(
+            f"{share.site}: {share.quarantined:,} of {share.documents:,} documents refused ({share.share_pct:.1f} %)."
+            for share in shares[:20]
+        )
+        or f"No site has more than {settings.quarantine_warn_pct:g} % refused.",
+        metadata={"sites": [share.site for share in shares], "limit_pct": settings.quarantine_warn_pct},
     )
 
 

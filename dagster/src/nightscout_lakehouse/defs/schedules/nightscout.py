@@ -9,6 +9,7 @@ from nightscout_lakehouse.defs.ingestion.nightscout_assets import (
     raw_nightscout_treatments,
     reread_nightscout_entries,
 )
+from nightscout_lakehouse.defs.quality.nightscout_validations import FULL_ONLY
 
 _REREAD = dg.AssetSelection.assets(reread_nightscout_entries)
 _RAW = dg.AssetSelection.assets(
@@ -17,14 +18,14 @@ _RAW = dg.AssetSelection.assets(
 
 nightscout_pipeline = dg.define_asset_job(
     "nightscout_pipeline",
-    selection=dg.AssetSelection.groups("nightscout") - _REREAD,
+    selection=dg.AssetSelection.groups("nightscout") - _REREAD - FULL_ONLY,
     description="Everything once: read every site, process, build the models, publish, build the marts.",
     executor_def=dg.in_process_executor,
 )
 
 nightscout_backfill = dg.define_asset_job(
     "nightscout_backfill",
-    selection=dg.AssetSelection.groups("nightscout") - _RAW,
+    selection=dg.AssetSelection.groups("nightscout") - _RAW - FULL_ONLY,
     description="Read the chosen months of every site again and bring all that follows up to date.",
     executor_def=dg.in_process_executor,
 )

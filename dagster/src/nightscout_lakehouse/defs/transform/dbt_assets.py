@@ -17,6 +17,8 @@ from nightscout_lakehouse.lib.warehouse import open_warehouse
 
 GROUP = "nightscout"
 MARTS = "tag:mart"
+# What comes before the validation of the readings, which nothing curated may pass.
+ENRICHED = "+int_glucose_enriched"
 FRESHNESS = dg.FreshnessPolicy.time_window(fail_window=timedelta(hours=24), warn_window=timedelta(minutes=75))
 
 
@@ -50,9 +52,20 @@ TRANSLATOR = NightscoutDbtTranslator(settings=DagsterDbtTranslatorSettings(enabl
 MANIFEST = DbtProject(load_settings()).prepare_manifest()
 
 
-@dbt_assets(manifest=MANIFEST, exclude=MARTS, dagster_dbt_translator=TRANSLATOR, name="nightscout_models")
-def nightscout_models(context: dg.AssetExecutionContext, lakehouse: LakehouseResource) -> Iterator[Any]:
-    """Staging to curated, on DuckDB: only the days that a batch touched are computed anew."""
+@dbt_assets(manifest=MANIFEST, select=ENRICHED, dagster_dbt_translator=TRANSLATOR, name="nightscout_enriched")
+def nightscout_enriched(context: dg.AssetExecutionContext, lakehouse: LakehouseResource) -> Iterator[Any]:
+    """Readings with what follows from them, on DuckDB: only the days that a batch touched are computed anew."""
+    yield from _build(context, lakehouse, "duckdb")
+
+
+@dbt_assets(
+    manifest=MANIFEST,
+    exclude=f"{MARTS} {ENRICHED}",
+    dagster_dbt_translator=TRANSLATOR,
+    name="nightscout_curated",
+)
+def nightscout_curated(context: dg.AssetExecutionContext, lakehouse: LakehouseResource) -> Iterator[Any]:
+    """Everything that counts, on DuckDB, from the validated readings."""
     yield from _build(context, lakehouse, "duckdb")
 
 

@@ -1,0 +1,1 @@
+"""Validations between the steps of the pipeline."""

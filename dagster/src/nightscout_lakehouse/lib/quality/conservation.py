@@ -1,0 +1,81 @@
+"""Law 1 over the whole history: what the raw batch files hold is what the accounting says became of it."""
+
+from dataclasses import dataclass
+
+from nightscout_lakehouse.lib.lake import Lake, sql_text
+from nightscout_lakehouse.lib.nightscout_collections import COLLECTIONS
+from nightscout_lakehouse.lib.settings import Settings
+from nightscout_lakehouse.lib.warehouse import open_warehouse
+
+
+@dataclass(frozen=True)
+class Conservation:
+    """The accounting against the raw files.
+
+    Attributes:
+        batches: Batches that are accounted for.
+        documents: Their documents, by the raw files.
+        unaccounted: Batch files without accounting: not processed yet, or processed before this warehouse was built.
+        faults: One sentence for each batch that does not agree.
+    """
+
+    batches: int
+    documents: int
+    unaccounted: int
+    faults: tuple[str, ...]
+
+
+def compare_with_raw_files(settings: Settings, lake: Lake) -> Conservation:
+    """Count the rows of every raw batch file and compare them with `ops.batches`."""
+    with open_warehouse(settings) as warehouse:
+        warehouse.execute(
+            "create or replace temp table raw_rows"
+            " (collection varchar, site varchar, batch bigint, documents bigint, deletions bigint)"
+        )
+        for collection in COLLECTIONS:
+            if not any(lake.list_files(folder) for folder in lake.list_folders(f"raw/{collection.name}")):
+                continue
+            pattern = sql_text(lake.duckdb_path(f"raw/{collection.name}/site=*/batch=*.parquet"))
+            warehouse.execute(
+                f"""
+                insert into raw_rows
+                select
+                    ?, site, batch,
+                    count(*) filter (operation = 'upsert'), count(*) filter (operation = 'delete')
+                from read_parquet({pattern}, hive_partitioning = true, hive_types = {{'site': 'varchar'}})
+                group by site, batch
+                """,
+                [collection.name],
+            )
+        rows = warehouse.execute(
+            """
+            select
+                coalesce(raw_rows.collection, batches.collection) as collection,
+                coalesce(raw_rows.site, batches.site) as site,
+                coalesce(raw_rows.batch, batches.batch) as batch,
+                raw_rows.documents, raw_rows.deletions,
+                batches.documents, batches.deletions, batches.stored + batches.duplicates + batches.quarantined
+            from raw_rows
+            full join ops.batches as batches
+                on raw_rows.collection = batches.collection
+                and raw_rows.site = batches.site
+                and raw_rows.batch = batches.batch
+            order by collection, site, batch
+            """
+        ).fetchall()
+    faults, accounted, documents, unaccounted = [], 0, 0, 0
+    for name, site, batch, raw, raw_deletions, kept, deletions, outcomes in rows:
+        place = f"{site}, {name}, batch {batch}"
+        if kept is None:
+            unaccounted += 1
+            continue
+        accounted += 1
+        documents += raw or 0
+        if raw is None:
+            faults.append(f"{place}: its file is gone; {kept} documents were accounted for.")
+        elif not raw == kept == outcomes or raw_deletions != deletions:
+            faults.append(
+                f"{place}: the file holds {raw} documents and {raw_deletions} deletions; accounted for are {kept} and "
+                f"{deletions}, of which {outcomes} are stored, duplicates or quarantined."
+            )
+    return Conservation(accounted, documents, unaccounted, tuple(faults))
