@@ -196,6 +196,10 @@ def test_what_is_critical_stops_and_the_marts_keep_the_last_good_state(
     assert execute_job("nightscout_pipeline").errors == []
     assert marts(settings) != third
 
+
+def test_a_tick_without_news_imports_no_great_expectations_and_all_can_be_validated(lakehouse: Lakehouse) -> None:
+    settings = lakehouse.settings
+    assert execute_job("nightscout_pipeline").errors == []
     tick = subprocess.run(
         [sys.executable, "-c", TICK_WITHOUT_NEWS], capture_output=True, text=True, check=False, timeout=200
     )
