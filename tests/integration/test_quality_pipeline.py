@@ -209,7 +209,7 @@ def test_a_tick_without_news_imports_no_great_expectations_and_all_can_be_valida
     full = execute_job("nightscout_full_validation")
     assert full.errors == []
     assert {"raw_nightscout_entries", "processed_nightscout_entries"}.isdisjoint(full.metadata)
-    raw, enriched, daily = kept_results(settings)
+    raw, enriched, _ = kept_results(settings)
     assert raw["is_full"]
     assert enriched["is_full"]
     assert raw["rows"] >= enriched["rows"] > 1000
