@@ -214,7 +214,10 @@ def test_a_tick_without_news_imports_no_great_expectations_and_all_can_be_valida
     assert enriched["is_full"]
     assert raw["rows"] >= enriched["rows"] > 1000
     with open_warehouse(settings) as warehouse:
-        warehouse.execute("update ops.batches set documents = documents + 1 where site = 'anna' and batch = 1")
+        warehouse.execute(
+            "update ops.batches set documents = documents + 1"
+            " where collection = 'nightscout_entries' and site = 'anna' and batch = 1"
+        )
     wrong = execute_job("nightscout_full_validation")
     assert not wrong.success
     (error,) = wrong.errors
