@@ -196,6 +196,10 @@ def test_what_is_critical_stops_and_the_marts_keep_the_last_good_state(
     assert execute_job("nightscout_pipeline").errors == []
     assert marts(settings) != third
 
+
+def test_a_tick_without_news_imports_no_great_expectations_and_all_can_be_validated(lakehouse: Lakehouse) -> None:
+    settings = lakehouse.settings
+    assert execute_job("nightscout_pipeline").errors == []
     tick = subprocess.run(
         [sys.executable, "-c", TICK_WITHOUT_NEWS], capture_output=True, text=True, check=False, timeout=200
     )
@@ -205,12 +209,15 @@ def test_what_is_critical_stops_and_the_marts_keep_the_last_good_state(
     full = execute_job("nightscout_full_validation")
     assert full.errors == []
     assert {"raw_nightscout_entries", "processed_nightscout_entries"}.isdisjoint(full.metadata)
-    raw, enriched, daily = kept_results(settings)
+    raw, enriched, _ = kept_results(settings)
     assert raw["is_full"]
     assert enriched["is_full"]
     assert raw["rows"] >= enriched["rows"] > 1000
     with open_warehouse(settings) as warehouse:
-        warehouse.execute("update ops.batches set documents = documents + 1 where site = 'anna' and batch = 1")
+        warehouse.execute(
+            "update ops.batches set documents = documents + 1"
+            " where collection = 'nightscout_entries' and site = 'anna' and batch = 1"
+        )
     wrong = execute_job("nightscout_full_validation")
     assert not wrong.success
     (error,) = wrong.errors
