@@ -12,9 +12,9 @@ with readings as (
         *,
         -- Kovatchev 1997: a scale on which the clinical centre, about 112.5 mg/dL, is zero.
         1.509 * (pow(ln(glucose_mg_dl), 1.084) - 5.381) as symmetrized
-    from {{ ref('int_glucose_counted_readings') }} as counted
+    from {{ ref('int_glucose_counted_readings') }}
     {% if is_incremental() %}
-        where {{ is_recomputed(this.name, 'counted', days_after=2) }}
+        where {{ is_recomputed(this.name, days_after=2) }}
     {% endif %}
 ),
 
@@ -79,9 +79,9 @@ pairs as (
         max(absolute_difference_sum) filter (lag_name = 'previous') as absolute_step_sum,
         max(minutes_sum) filter (lag_name = 'previous') as step_minutes_sum,
         max(excess_length_sum) filter (lag_name = 'previous') as excess_length_sum
-    from {{ ref('int_glucose_daily_pairs') }} as daily_pairs
+    from {{ ref('int_glucose_daily_pairs') }}
     {% if is_incremental() %}
-        where {{ is_recomputed(this.name, 'daily_pairs', days_after=2) }}
+        where {{ is_recomputed(this.name, days_after=2) }}
     {% endif %}
     group by site, reading_date, day_part, readings_used
 )

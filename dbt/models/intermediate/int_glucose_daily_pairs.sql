@@ -26,9 +26,9 @@ with readings as (
         { 'ms': reading_ms, 'mg_dl': glucose_mg_dl } as reading,
         (reading_date - date '2000-01-01') // 30 as own_block,
         (reading_date + 2 - date '2000-01-01') // 30 as block_that_looks_back
-    from {{ ref('int_glucose_counted_readings') }} as counted
+    from {{ ref('int_glucose_counted_readings') }}
     {% if is_incremental() %}
-        where {{ is_recomputed(this.name, 'counted', days_before=3, days_after=2) }}
+        where {{ is_recomputed(this.name, days_before=3, days_after=2) }}
     {% endif %}
 ),
 
