@@ -269,6 +269,19 @@ SENT = [
 ]
 
 
+def test_a_few_odd_documents_stop_nobody(settings: Settings, lake: Lake) -> None:
+    """A sensor that sends error codes for an hour, beside a site with many sound documents."""
+    codes = [document | {"sgv": code} for document, code in zip(documents(30), [5, 9, 10] * 10, strict=True)]
+    odd = [document | {"sgv": 5.5} for document in documents(3)]
+    for name, made in (("codes", codes), ("odd", odd), ("sound", documents(500))):
+        write_batch(lake, name, 1, documents_from_json([json.dumps(d) for d in made]), NOW)
+    sites = [Site(name, "http://127.0.0.1:1", timezone="UTC") for name in ("codes", "odd", "sound")]
+    result = validate_stage("raw", settings, lake, sites)
+    assert result.blocking == ()
+    (units,) = [o for o in result.outcomes if o.expectation.name == "values_are_in_mg_dl"]
+    assert (units.is_met, units.severity, units.failing_sites) == (False, "warning", ("odd",))
+
+
 @dataclass(frozen=True)
 class Tampered:
     """A fault of our own making, put into a table.

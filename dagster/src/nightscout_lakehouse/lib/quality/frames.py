@@ -107,7 +107,7 @@ RAW_COLUMNS = {
     "is_object": "whether it is a JSON object",
     "date_kind": "JSON type of `date`",
     "sgv_kind": "JSON type of `sgv`",
-    "glucose": "`sgv` as a number",
+    "glucose": "`sgv` as a number; null for whole numbers below 20, which are error codes of the sensor",
     "has_time": "whether any field of time is there",
     "has_id": "whether it came with an id",
     "has_glucose": "whether `sgv`, `mbg` or the fields of a calibration are there",
@@ -177,7 +177,11 @@ def raw_frame(
         json_type(json) = 'OBJECT' as is_object,
         json_type(json, '$.date') as date_kind,
         json_type(json, '$.sgv') as sgv_kind,
-        try_cast(json ->> '$.sgv' as double) as glucose,
+        case
+            when try_cast(json ->> '$.sgv' as double) >= 20
+                or try_cast(json ->> '$.sgv' as double) <> floor(try_cast(json ->> '$.sgv' as double))
+                then try_cast(json ->> '$.sgv' as double)
+        end as glucose,
         case when is_object then
             coalesce(
                 json ->> '$.date', json ->> '$.mills', json ->> '$.dateString',

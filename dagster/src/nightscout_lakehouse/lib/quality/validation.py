@@ -26,6 +26,7 @@ class Outcome:
         expectation: Which.
         is_met: Whether it holds.
         evaluated: Rows looked at.
+        judged_together: Rows of the largest group that does not hold: of one site where each has to hold by itself.
         failed: Rows that do not hold; None where it is about the column as a whole.
         observed: What was observed of the column as a whole, as text.
         failing_sites: Sites that do not hold, where that is known.
@@ -35,6 +36,7 @@ class Outcome:
     expectation: Expectation
     is_met: bool = True
     evaluated: int = 0
+    judged_together: int = 0
     failed: int | None = None
     observed: str = ""
     failing_sites: tuple[str, ...] = ()
@@ -43,7 +45,7 @@ class Outcome:
     @property
     def is_blocking(self) -> bool:
         """Whether it stops what is downstream."""
-        enough = self.evaluated >= self.expectation.blocks_from_rows
+        enough = self.judged_together >= self.expectation.blocks_from_rows
         return not self.is_met and self.expectation.severity == "critical" and enough
 
     @property
@@ -129,11 +131,13 @@ class Validator:
                 before,
                 is_met=before.is_met and bool(item.success),
                 evaluated=before.evaluated + rows,
+                judged_together=max(before.judged_together, 0 if item.success else rows),
                 observed=shown,
                 failing_sites=tuple(sorted(failing)),
             )
         counts_null = expectation.type in ("expect_column_values_to_not_be_null", "expect_column_values_to_be_null")
-        evaluated = before.evaluated + (rows if counts_null else rows - int(result.get("missing_count") or 0))
+        evaluated_here = rows if counts_null else rows - int(result.get("missing_count") or 0)
+        evaluated = before.evaluated + evaluated_here
         failed = (before.failed or 0) + int(result["unexpected_count"])
         samples = [
             {str(name): _plain(value) for name, value in row.items()}
@@ -148,10 +152,18 @@ class Validator:
             before,
             is_met=is_met,
             evaluated=evaluated,
+            judged_together=_judged_together(before, evaluated, evaluated_here, bool(item.success)),
             failed=failed,
             failing_sites=tuple(sorted(failing)),
             samples=(*before.samples, *samples)[:MOST_SAMPLES],
         )
+
+
+def _judged_together(before: Outcome, evaluated: int, evaluated_here: int, is_met_here: bool) -> int:
+    if not before.expectation.is_by_site:
+        return evaluated
+    # A handful of odd documents of one site must not stop the others because those have many.
+    return before.judged_together if is_met_here else max(before.judged_together, evaluated_here)
 
 
 def by_site(pieces: Iterable[Piece]) -> Iterator[Piece]:
