@@ -142,7 +142,7 @@ _steps = st.lists(st.lists(_changes, min_size=1, max_size=15), min_size=2, max_s
 @pytest.mark.timeout(1200)
 @given(steps=_steps, treatment_steps=_treatment_steps, zone_change=st.booleans())
 @hypothesis_settings(
-    max_examples=12,
+    max_examples=5,
     deadline=None,
     phases=(Phase.explicit, Phase.reuse, Phase.generate),
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],

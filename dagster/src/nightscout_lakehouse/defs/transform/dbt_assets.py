@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 from datetime import timedelta
+from graphlib import TopologicalSorter
 from typing import Any
 
 import dagster as dg
@@ -98,8 +99,11 @@ def _build(context: dg.AssetExecutionContext, lakehouse: LakehouseResource, targ
 
 
 def _unchanged(context: dg.AssetExecutionContext) -> Iterator[dg.MaterializeResult[None]]:
-    for key in sorted(context.selected_asset_keys):
-        yield dg.MaterializeResult(asset_key=key, metadata={"unchanged": True, "seconds": 0.0})
+    deps = context.assets_def.asset_deps
+    # Dagster takes them in the order in which they depend on each other.
+    for key in TopologicalSorter({key: sorted(deps[key]) for key in sorted(deps)}).static_order():
+        if key in context.selected_asset_keys:
+            yield dg.MaterializeResult(asset_key=key, metadata={"unchanged": True, "seconds": 0.0})
 
 
 def _profiles(lakehouse: LakehouseResource, result: DbtBuildResult, target: Target) -> dict[str, TableProfile]:
