@@ -103,3 +103,22 @@ def _values(settings: Settings) -> list[tuple[Any, ...]]:
         return warehouse.execute(
             "select glucose_mg_dl, count(*) from curated.fact_glucose_readings group by all"
         ).fetchall()
+
+
+def test_models_that_nothing_changed_for_are_left_alone(settings: Settings, lake: Lake) -> None:
+    project, models = DbtProject(settings), ["stg_nightscout_glucose", "int_glucose_enriched"]
+    site = Site("anna", "http://127.0.0.1:1", timezone="Europe/Berlin")
+    process_sites([site], settings, lake)
+    assert project.build_if_changed("duckdb", models) is not None
+    process_sites([site], settings, lake)
+    assert project.build_if_changed("duckdb", models) is None
+    # Another selection, another site, another zone of a site, another day: each is a change.
+    assert project.build_if_changed("duckdb", models[:1]) is not None
+    process_sites([Site("ben", "http://127.0.0.1:1", timezone="UTC")], settings, lake)
+    assert project.build_if_changed("duckdb", models) is not None
+    process_sites([Site("ben", "http://127.0.0.1:1", timezone="Asia/Kolkata")], settings, lake)
+    assert project.build_if_changed("duckdb", models) is not None
+    assert project.build_if_changed("duckdb", models) is None
+    with open_warehouse(settings) as warehouse:
+        warehouse.execute("insert into ops.changes (site, reading_date) values ('anna', '2026-11-01')")
+    assert project.build_if_changed("duckdb", models) is not None

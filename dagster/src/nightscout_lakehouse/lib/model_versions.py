@@ -69,8 +69,18 @@ def built_state(warehouse: duckdb.DuckDBPyConnection, versions: Mapping[str, str
         position: Where what they read stands, if it is not the warehouse's own changes: when it was published last.
     """
     if not position:
-        changes = "select coalesce(max(change_seq), 0), (select warehouse_id from ops.info) from ops.changes"
-        position = ":".join(str(part) for part in warehouse.execute(changes).fetchall()[0])
+        # A new site without readings is no change of a day, and has a row in dim_site all the same.
+        row = warehouse.execute(
+            """
+            select
+                (select warehouse_id from ops.info),
+                (select coalesce(max(change_seq), 0) from ops.changes),
+                (select md5(coalesce(string_agg(sites::varchar, ',' order by sites.site), '')) from (
+                    select site, timezone, timezone_source, sensor_interval_minutes from ops.sites
+                ) as sites)
+            """
+        ).fetchall()[0]
+        position = ":".join(str(part) for part in row)
     code = hashlib.blake2b("\0".join(f"{name}={versions[name]}" for name in sorted(versions)).encode(), digest_size=16)
     return f"{position}:{code.hexdigest()}"
 

@@ -319,12 +319,10 @@ def _register_site(warehouse: duckdb.DuckDBPyConnection, site: Site, timezone: s
     """Keep the site's row, and have all its days counted anew where what they depend on has changed."""
     warehouse.begin()
     held = warehouse.execute(
-        "select timezone, sensor_interval_minutes, timezone_source from ops.sites where site = ?", [site.name]
+        "select timezone, sensor_interval_minutes from ops.sites where site = ?", [site.name]
     ).fetchone()
-    if held is not None and held[:2] != (timezone, site.sensor_interval_minutes):
+    if held is not None and held != (timezone, site.sensor_interval_minutes):
         logger.warning("site %s: time zone or sensor interval changed; all its days are counted anew", site.name)
-    if held != (timezone, site.sensor_interval_minutes, source):
-        # Also for a new site: it has a row in dim_site before it has a reading.
         warehouse.execute("insert into ops.changes (site, reading_date) values (?, null)", [site.name])
     warehouse.execute(
         """
