@@ -98,12 +98,17 @@ def _build(context: dg.AssetExecutionContext, lakehouse: LakehouseResource, targ
         raise dg.Failure(description=str(error), allow_retries=False) from error
 
 
-def _unchanged(context: dg.AssetExecutionContext) -> Iterator[dg.MaterializeResult[None]]:
+def _unchanged(context: dg.AssetExecutionContext) -> Iterator[dg.MaterializeResult[None] | dg.AssetCheckResult]:
+    """The models stay, and so does what their tests found: they all passed, or the models would be built again."""
     deps = context.assets_def.asset_deps
     # Dagster takes them in the order in which they depend on each other.
     for key in TopologicalSorter({key: sorted(deps[key]) for key in sorted(deps)}).static_order():
         if key in context.selected_asset_keys:
             yield dg.MaterializeResult(asset_key=key, metadata={"unchanged": True, "seconds": 0.0})
+    for check in sorted(context.selected_asset_check_keys):
+        yield dg.AssetCheckResult(
+            asset_key=check.asset_key, check_name=check.name, passed=True, metadata={"unchanged": True}
+        )
 
 
 def _profiles(lakehouse: LakehouseResource, result: DbtBuildResult, target: Target) -> dict[str, TableProfile]:
