@@ -292,7 +292,7 @@ def quarantine_list(
         replace(each, document=redacted(each.document, secrets)) for each in list_refused(settings, choice, limit)
     ]
     if output is Format.TABLE:
-        print_quarantine(console, count_refused(settings, choice), refused)
+        print_quarantine(_console_of_tables(), count_refused(settings, choice), refused)
         return
     names = [field.name for field in fields(Refused)]
     _print_rows(names, [[getattr(each, name) for name in names] for each in refused], output)
@@ -576,7 +576,12 @@ def _print_rows(names: Sequence[str], rows: Sequence[Sequence[Any]], output: For
             table.add_column(escape(name), overflow="fold")
         for row in rows:
             table.add_row(*(escape("" if value is None else str(value)) for value in row))
-        (console if sys.stdout.isatty() else Console(highlight=False, width=_UNFOLDED_WIDTH)).print(table)
+        _console_of_tables().print(table)
+
+
+def _console_of_tables() -> Console:
+    """A terminal's width folds a table; a pipe or a file gets each row in one line."""
+    return console if sys.stdout.isatty() else Console(highlight=False, width=_UNFOLDED_WIDTH)
 
 
 if __name__ == "__main__":

@@ -225,9 +225,10 @@ def print_quarantine(
     console.print(table)
     console.print()
     table = Table(box=None, pad_edge=False)
+    # What the document says gives way first: `show` takes the id.
     for title in ("last seen", "site", "collection", "reason", "id"):
-        table.add_column(title, overflow="fold")
-    table.add_column("document", overflow="ellipsis", no_wrap=True)
+        table.add_column(title, no_wrap=True)
+    table.add_column("document", overflow="fold")
     for each in refused:
         text = " ".join(each.document.split())
         shown = (each.site, each.collection, each.reason, each.document_id, text[:200])
