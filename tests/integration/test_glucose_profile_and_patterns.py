@@ -612,6 +612,30 @@ def test_the_report_draws_what_the_model_holds(days: int, warehouse: duckdb.Duck
     assert [(p.minute_of_day, p.p5, p.p25, p.p50, p.p75, p.p95) for p in curve] == rows
 
 
+@pytest.mark.parametrize("name", ["berlin", "new-york", "libre"])
+@pytest.mark.parametrize("days", [14, 30, 90])
+def test_the_report_says_what_the_metrics_say(name: str, days: int, warehouse: duckdb.DuckDBPyConnection) -> None:
+    found = report(warehouse, name, days)
+    metrics = dict(
+        warehouse.execute(
+            "select metric, value from curated.fact_glucose_metrics"
+            f" where site = '{name}' and period = '{days}d' and day_part = 'whole' and readings_used = 'all'"
+        ).fetchall()
+    )
+    said = {
+        "reading_count": found.reading_count,
+        "coverage_pct": found.active_pct,
+        "mean_mg_dl": found.mean_mg_dl,
+        "sd_mg_dl": found.sd_mg_dl,
+        "cv_pct": found.cv_pct,
+        "gmi_pct": found.gmi_pct,
+        "gri": found.gri,
+        **{f"time_{share.name}_pct": share.pct for share in found.ranges},
+    }
+    assert "ABCDE"[int(metrics["gri_zone"]) - 1] == found.gri_zone
+    assert {name: metrics[name] for name in said} == pytest.approx(said, rel=1e-9, abs=1e-9)
+
+
 @pytest.mark.parametrize(
     ("gri", "zone"), [(0.0, "A"), (20.0, "A"), (20.1, "B"), (40.0, "B"), (79.9, "D"), (80.1, "E"), (100.0, "E")]
 )
