@@ -127,19 +127,24 @@ class DbtProject:
                 older.unlink(missing_ok=True)
         return manifest
 
-    def build(self, target: Target, select: Sequence[str], *, full_refresh: bool = False) -> DbtBuildResult:
+    def build(
+        self, target: Target, select: Sequence[str], *, full_refresh: bool = False, data_tests: bool = True
+    ) -> DbtBuildResult:
         """Build models with their tests; after a change of the models' code, the history is built anew.
 
         Args:
             target: `duckdb` for staging to curated, `postgres` for the marts.
             select: Names of models, or any of dbt's selectors.
             full_refresh: Build incremental models anew, whatever changed.
+            data_tests: False builds the models alone; the next tests look at what these have not seen.
 
         Raises:
             DbtError: A model failed, or a test of severity error; the result is attached.
         """
         # Unit tests check the code, not the data; they run with the test suite.
         arguments = ["build", "--exclude-resource-type", "unit_test", "--indirect-selection", "cautious"]
+        if not data_tests:
+            arguments += ["--exclude-resource-type", "test"]
         arguments += ["--select", *select]
         if target == "postgres":
             return self._invoke(target, arguments)
