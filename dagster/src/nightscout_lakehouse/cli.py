@@ -128,9 +128,12 @@ def dev() -> None:
 def status() -> None:
     """Show each site: last reading and its age, rows, cursor, quarantined documents."""
     settings = _prepare()
+    from nightscout_lakehouse.lib.alerts.store import undelivered_alerts
     from nightscout_lakehouse.lib.pipeline_report import print_status
 
     print_status(console, settings)
+    if count := undelivered_alerts(settings.alerts_dir, datetime.now(UTC)):
+        console.print(f"{count} alert{'s' if count > 1 else ''} could not be delivered: lakehouse alerts list")
 
 
 @sites_app.command("check")

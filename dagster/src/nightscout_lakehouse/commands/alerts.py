@@ -53,7 +53,7 @@ def list_alerts(
 
     targets = load_targets(settings)
     with AlertStore(settings.alerts_dir) as store:
-        content = {
+        content: dict[str, Any] = {
             "targets": [target.name for target in targets],
             "sites": _sites(store),
             "active": _active(store),

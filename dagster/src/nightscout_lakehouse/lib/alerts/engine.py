@@ -116,14 +116,14 @@ class Policy:
         rules: Thresholds and quiet hours.
         timezone: Zone of the quiet hours and of the times in messages.
         stale_minutes: Alert after so long without a reading; 0 for never.
-        escalate_minutes: How long nobody may acknowledge.
+        escalate_minutes: How long nobody may acknowledge; None: nobody else is to be told.
         sensor_interval_minutes: Nominal distance of two readings, if it is configured.
     """
 
     rules: AlertRules = DEFAULT_RULES
     timezone: ZoneInfo = _UTC
     stale_minutes: int = 60
-    escalate_minutes: int = 15
+    escalate_minutes: int | None = 15
     sensor_interval_minutes: float | None = None
 
     @property
@@ -187,12 +187,19 @@ def look_at(state: SiteState, look: Look, policy: Policy, now: datetime) -> tupl
     situation = _situation(state, readings, look, policy, now)
     conditions, events = dict(state.conditions), list[Event]()
     for rule in (*GLUCOSE_RULES, Rule.STALE):
+        signal = situation.signals[rule]
+        is_low = (
+            conditions.get(Rule.URGENT_LOW, Condition()).is_active or conditions.get(Rule.LOW, Condition()).is_active
+        )
+        if rule is Rule.FAST_RISE and signal is Signal.HOLDS and is_low:
+            # That is what everybody hopes for.
+            signal = Signal.BETWEEN
         worse = [conditions[each] for each in WORSE.get(rule, ()) if conditions[each].is_active]
         is_told_by_worse = any(e.kind is Kind.RECOVERED and e.rule in WORSE.get(rule, ()) for e in events)
         conditions[rule], kinds = advance(
             rule,
             state.condition(rule),
-            situation.signals[rule],
+            signal,
             now,
             escalate_minutes=policy.escalate_minutes,
             is_muted=is_muted(rule, state, policy, now),
@@ -210,7 +217,7 @@ def advance(
     signal: Signal,
     now: datetime,
     *,
-    escalate_minutes: int,
+    escalate_minutes: int | None,
     is_muted: bool = False,
     worse: Iterable[Condition] = (),
     is_recovery_told: bool = False,
@@ -223,7 +230,7 @@ def advance(
         before: What is remembered.
         signal: What was found.
         now: The time, UTC.
-        escalate_minutes: How long nobody may acknowledge.
+        escalate_minutes: How long nobody may acknowledge; None for no escalation.
         is_muted: Whether nobody is to be told now; what still holds later is told then.
         worse: Active conditions that say this one, too: then nothing is told of it.
         is_recovery_told: Whether the end of a worse one is told now, and says this end, too.
@@ -244,8 +251,13 @@ def advance(
     if _has_passed(after.last_told_at, COOL_DOWN[rule], now) and (may_remind or after.first_told_at is None):
         kinds.append(Kind.RAISED if after.first_told_at is None else Kind.REMINDER)
         after = replace(after, first_told_at=after.first_told_at or now, last_told_at=now)
-    is_late = after.first_told_at is not None and now - after.first_told_at >= timedelta(minutes=escalate_minutes)
-    if is_late and after.escalated_at is None and rule in ESCALATING:
+    if (
+        escalate_minutes is not None
+        and after.first_told_at is not None
+        and now - after.first_told_at >= timedelta(minutes=escalate_minutes)
+        and after.escalated_at is None
+        and rule in ESCALATING
+    ):
         kinds.append(Kind.ESCALATED)
         after = replace(after, escalated_at=now)
     return after, kinds

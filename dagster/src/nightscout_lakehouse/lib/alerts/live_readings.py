@@ -4,6 +4,7 @@ They are judged by the very SQL that judges the documents of the lake, so that n
 count there.
 """
 
+import re
 import tempfile
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime, timedelta
@@ -15,9 +16,9 @@ import pyarrow.parquet as pq
 
 from nightscout_lakehouse.lib.alerts.rules import FUTURE_TOLERANCE, Look, Reading
 from nightscout_lakehouse.lib.lake import RAW_SCHEMA
-from nightscout_lakehouse.lib.nightscout_client import FAR_FUTURE_MS, Document, FetchPolicy, NightscoutClient
+from nightscout_lakehouse.lib.nightscout_client import Document, FetchPolicy, NightscoutClient
 from nightscout_lakehouse.lib.nightscout_collections import ENTRIES
-from nightscout_lakehouse.lib.parse_entries import entries_sql
+from nightscout_lakehouse.lib.parse_entries import FUTURE_TOLERANCE_MINUTES, entries_sql
 from nightscout_lakehouse.lib.sites import Site
 
 # One attempt: the next look is the next attempt. A dripping answer ends after five times this.
@@ -26,6 +27,9 @@ POLICY = FetchPolicy(timeout_seconds=5, max_attempts=1)
 MOST_DOCUMENTS = 250
 LEAST_SPAN = timedelta(hours=1)
 _NOMINAL_INTERVAL_MINUTES = 5.0
+_OBJECT_ID = re.compile(r"[0-9a-f]{24}")
+_FIRST_NIGHTSCOUT_MS = 1_356_998_400_000
+_DAY_MS = 86_400_000
 
 
 def read_newest(client: NightscoutClient, span: timedelta, now: datetime) -> list[Document]:
@@ -40,9 +44,11 @@ def read_newest(client: NightscoutClient, span: timedelta, now: datetime) -> lis
         NightscoutError: The server cannot be read; the message names the site and holds no secret.
     """
     from_ms = int((now - max(span, LEAST_SPAN)).timestamp() * 1000)
-    found = client.documents(ENTRIES, from_ms, FAR_FUTURE_MS, MOST_DOCUMENTS)
+    # The server sends the newest first: what a wrong clock dated years ahead would crowd out all others.
+    to_ms = int((now + FUTURE_TOLERANCE).timestamp() * 1000)
+    found = client.documents(ENTRIES, from_ms, to_ms, MOST_DOCUMENTS)
     # Some uploaders store `date` as text, which the filter on numbers does not find.
-    return found or client.documents_by_text(ENTRIES, from_ms, FAR_FUTURE_MS, MOST_DOCUMENTS)
+    return found or client.documents_by_text(ENTRIES, from_ms, to_ms, MOST_DOCUMENTS)
 
 
 def judge(documents: Sequence[Document], site: Site, timezone: str, now: datetime, folder: Path) -> Look:
@@ -55,15 +61,17 @@ def judge(documents: Sequence[Document], site: Site, timezone: str, now: datetim
         now: The time that decides what is of the future.
         folder: Where a file may lie for a moment.
     """
+    documents = [document for document in documents if not _was_of_the_future(document, now)]
     if not documents:
         return Look()
-    with tempfile.NamedTemporaryFile(dir=folder, prefix="look-", suffix=".parquet") as file:
-        pq.write_table(_as_batch(documents, now), file.name)
+    with tempfile.TemporaryDirectory(dir=folder) as private:
+        file = str(Path(private, "batch.parquet"))
+        pq.write_table(_as_batch(documents, now), file)
         with duckdb.connect() as connection:
             connection.execute("set TimeZone = 'UTC'")
             rows = connection.execute(
                 "select epoch_ms(reading_timestamp), glucose_mg_dl, coalesce(device, ''), kind, quarantine_reason"
-                f" from ({entries_sql([file.name], site.name, timezone)})"
+                f" from ({entries_sql([file], site.name, timezone)})"
                 " where kind in ('sgv', 'quarantined') and not is_deleted"
                 " order by reading_timestamp, entry_id"
             ).fetchall()
@@ -81,9 +89,22 @@ def judge(documents: Sequence[Document], site: Site, timezone: str, now: datetim
     return Look(tuple(readings), refused=tuple(sorted(refused)))
 
 
+def _was_of_the_future(document: Document, now: datetime) -> bool:
+    """Whether a document was stored before the time it is dated to: the lake refused it then, and its time has come since.
+
+    The ids that MongoDB gives begin with the second in which they were given; others say nothing.
+    """
+    if document.date_ms is None or not _OBJECT_ID.fullmatch(document.id):
+        return False
+    stored_ms = int(document.id[:8], 16) * 1000
+    is_plausible = _FIRST_NIGHTSCOUT_MS <= stored_ms <= now.timestamp() * 1000 + _DAY_MS
+    return is_plausible and document.date_ms > stored_ms + FUTURE_TOLERANCE_MINUTES * 60_000
+
+
 def _as_batch(documents: Sequence[Document], now: datetime) -> pa.Table:
     rows = [
         {
+            "batch": 0,
             "operation": "upsert",
             "document_id": document.id,
             "document_hash": document.hash,

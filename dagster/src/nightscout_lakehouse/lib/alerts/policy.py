@@ -4,7 +4,7 @@ from datetime import time
 from zoneinfo import ZoneInfo
 
 from nightscout_lakehouse.lib.alerts.engine import Policy
-from nightscout_lakehouse.lib.alerts.rules import AlertRules
+from nightscout_lakehouse.lib.alerts.rules import DEFAULT_RULES, AlertRules
 from nightscout_lakehouse.lib.errors import ConfigurationError
 from nightscout_lakehouse.lib.settings import Settings
 from nightscout_lakehouse.lib.sites import Site, canonical_timezone
@@ -17,7 +17,7 @@ def policy_of(site: Site, settings: Settings, timezone: str) -> Policy:
         rules=with_quiet_hours(rules, settings),
         timezone=ZoneInfo(timezone),
         stale_minutes=settings.stale_minutes if rules.stale_minutes is None else rules.stale_minutes,
-        escalate_minutes=rules.escalate_minutes or settings.alert_escalate_minutes,
+        escalate_minutes=_escalate_minutes(rules, settings),
         sensor_interval_minutes=site.sensor_interval_minutes,
     )
 
@@ -43,7 +43,13 @@ def pipeline_policy(settings: Settings) -> Policy:
     """How runs are alerted on: quiet hours are those of the settings, in NIGHTSCOUT_TIMEZONE or UTC."""
     zone = canonical_timezone(settings.nightscout_timezone) if settings.nightscout_timezone else None
     return Policy(
-        rules=with_quiet_hours(AlertRules(), settings),
+        rules=with_quiet_hours(DEFAULT_RULES, settings),
         timezone=ZoneInfo(zone or "UTC"),
-        escalate_minutes=settings.alert_escalate_minutes,
+        escalate_minutes=_escalate_minutes(DEFAULT_RULES, settings),
     )
+
+
+def _escalate_minutes(rules: AlertRules, settings: Settings) -> int | None:
+    if not settings.alert_escalation_urls.get_secret_value().strip():
+        return None
+    return rules.escalate_minutes or settings.alert_escalate_minutes

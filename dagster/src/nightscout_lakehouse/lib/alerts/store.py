@@ -23,6 +23,7 @@ from nightscout_lakehouse.lib.errors import LakehouseError
 
 # Alerts on runs are kept under this name, which no site can have.
 PIPELINE = ""
+_FILE = "alerts.sqlite3"
 _LAYOUT = 1
 _TABLES = """
 create table sites (
@@ -153,7 +154,7 @@ class AlertStore:
         try:
             folder.mkdir(parents=True, exist_ok=True)
             folder.chmod(0o700)
-            path = folder / "alerts.sqlite3"
+            path = folder / _FILE
             os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))
             self._connection = sqlite3.connect(path, timeout=_WAIT_SECONDS, isolation_level=None)
             self._connection.execute("pragma foreign_keys = on")
@@ -403,6 +404,14 @@ class AlertStore:
 
     def _all(self, query: str, *values: object) -> list[tuple[Any, ...]]:
         return self._connection.execute(query, values).fetchall()
+
+
+def undelivered_alerts(folder: Path, now: datetime) -> int:
+    """How many alerts failed to be delivered lately; 0 where none was ever kept."""
+    if not (folder / _FILE).is_file():
+        return 0
+    with AlertStore(folder) as store:
+        return store.undelivered(now)
 
 
 def _condition(times: Sequence[str | None]) -> Condition:

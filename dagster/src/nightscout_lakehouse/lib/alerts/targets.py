@@ -30,8 +30,10 @@ _SEND_SECONDS = 10
 _SHORTEST_SECRET = 6
 _REASONS = (
     (re.compile(r"error=(\d{3})\b"), "the service answers with HTTP {}"),
-    (re.compile(r"authenti|login", re.IGNORECASE), "the service refuses the login"),
-    (re.compile(r"connection error|socket exception", re.IGNORECASE), "the service cannot be reached"),
+    (
+        re.compile(r"connection error|socket exception", re.IGNORECASE),
+        "the service cannot be reached, or refuses the login",
+    ),
 )
 
 
@@ -104,11 +106,11 @@ def send(target: Target, text: Text, kind: Kind) -> str:
 
 
 def targets_of(kind: Kind, targets: Iterable[Target], *, is_for_escalation_too: bool) -> tuple[str, ...]:
-    """Names of the targets that an event goes to; where there is no second list, the first is told once more."""
+    """Names of the targets that an event goes to."""
     first = tuple(target.name for target in targets if target.audience == "first")
     second = tuple(target.name for target in targets if target.audience == "escalation")
     if kind is Kind.ESCALATED:
-        return second or first
+        return second
     return (*first, *second) if is_for_escalation_too else first
 
 

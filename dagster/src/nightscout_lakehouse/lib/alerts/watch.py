@@ -2,10 +2,13 @@
 
 import logging
 import time as clock
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from shutil import rmtree
 
 from filelock import FileLock, Timeout
 
@@ -105,7 +108,10 @@ def watch_once(
         except Timeout:
             return Watched(skipped="Another look is under way.")
         try:
-            found = _look_at_sites(settings, load_sites(settings) if sites is None else sites, store, now())
+            with _scratch(settings.alerts_dir) as scratch:
+                found = _look_at_sites(
+                    settings, scratch, load_sites(settings) if sites is None else sites, store, now()
+                )
             with store.transaction():
                 drafts = _decide(found, store, targets, now())
                 drafts += runs_to_tell(settings, store, targets, now())
@@ -124,7 +130,19 @@ def watch_once(
     )
 
 
-def _look_at_sites(settings: Settings, sites: Sequence[Site], store: AlertStore, now: datetime) -> list[_Found]:
+@contextmanager
+def _scratch(folder: Path) -> Iterator[Path]:
+    """A folder for files of a moment; what a killed look left there is removed."""
+    scratch = folder / "looks"
+    rmtree(scratch, ignore_errors=True)
+    scratch.mkdir(mode=0o700)
+    yield scratch
+    rmtree(scratch, ignore_errors=True)
+
+
+def _look_at_sites(
+    settings: Settings, scratch: Path, sites: Sequence[Site], store: AlertStore, now: datetime
+) -> list[_Found]:
     """Read the sites, the one that has waited longest first; what is not begun in time is left for the next look."""
     deadline = clock.monotonic() + _READ_SECONDS
     remembered = {site.name: store.watched_site(site.name) for site in sites}
@@ -147,7 +165,7 @@ def _look_at_sites(settings: Settings, sites: Sequence[Site], store: AlertStore,
         try:
             with NightscoutClient(site, POLICY) as client:
                 documents = read_newest(client, span, now)
-            found = judge(documents, site, watched.timezone or "UTC", now, settings.alerts_dir)
+            found = judge(documents, site, watched.timezone or "UTC", now, scratch)
             resume_at = None
         except LakehouseError as error:
             found = Look(error=str(error))
