@@ -29,6 +29,7 @@ from nightscout_lakehouse.lib.errors import LakehouseError
 from nightscout_lakehouse.lib.settings import Settings, load_settings
 
 if TYPE_CHECKING:
+    from nightscout_lakehouse.instance import JobOutcome
     from nightscout_lakehouse.lib.lake import Lake
     from nightscout_lakehouse.lib.sites import Site
 
@@ -438,6 +439,7 @@ def _run_pipeline(settings: Settings) -> None:
 
     started = time.monotonic()
     outcome = execute_job("nightscout_pipeline")
+    _alert_on(outcome, settings)
     runs = site_runs(outcome.metadata)
     if outcome.success:
         print_run(console, settings, runs, other_collections(outcome.metadata), time.monotonic() - started)
@@ -457,6 +459,17 @@ def _run_pipeline(settings: Settings) -> None:
     if problems:
         errors.print(f"Run {outcome.run_id[:8]} with all its steps: make dev", style="dim")
         raise typer.Exit(EXIT_FAILURE)
+
+
+def _alert_on(outcome: "JobOutcome", settings: Settings) -> None:
+    """What the sensors do for a run of the daemon: whoever runs this by cron is told, too."""
+    from nightscout_lakehouse.lib.alerts.runs import run_failed, run_succeeded
+
+    if outcome.success:
+        run_succeeded(settings, job="nightscout_pipeline", run_id=outcome.run_id)
+        return
+    steps = [error for error in outcome.errors if error not in outcome.check_errors]
+    run_failed(settings, job="nightscout_pipeline", run_id=outcome.run_id, steps=steps, checks=outcome.check_errors)
 
 
 @contextmanager

@@ -20,14 +20,17 @@ logger = logging.getLogger("nightscout_lakehouse.alerts")
 )
 def pipeline_failure_alert(context: dg.RunFailureSensorContext) -> None:
     """Say which run failed, where and why."""
-    from nightscout_lakehouse.lib.alerts.runs import run_failed
+    from nightscout_lakehouse.lib.alerts.runs import run_failed, secrets_of
+    from nightscout_lakehouse.lib.quality.stages import redacted
 
     job, run_id = context.dagster_run.job_name, context.dagster_run.run_id
     steps = [step_errors(event) for event in context.get_step_failure_events() if not failed_by_check(event)]
     checks, reason = _failed_checks(context), run_error(context.failure_event)
-    # First to where nothing can go wrong.
-    logger.error("%s", failure_message(job=job, run_id=run_id, steps=steps, checks=checks, reason=reason))
-    run_failed(load_settings(), job=job, run_id=run_id, steps=steps, checks=checks, reason=reason)
+    message = failure_message(job=job, run_id=run_id, steps=steps, checks=checks, reason=reason)
+    settings = load_settings()
+    # First to where little can go wrong.
+    logger.error("%s", redacted(message, secrets_of(settings)))
+    run_failed(settings, job=job, run_id=run_id, steps=steps, checks=checks, reason=reason)
 
 
 @dg.run_status_sensor(

@@ -90,7 +90,7 @@ def judge(documents: Sequence[Document], site: Site, timezone: str, now: datetim
 
 
 def _was_of_the_future(document: Document, now: datetime) -> bool:
-    """Whether a document was stored before the time it is dated to: the lake refused it then, and its time has come since.
+    """Whether a document was stored before the time it is dated to: the lake refused it then, though it has come since.
 
     The ids that MongoDB gives begin with the second in which they were given; others say nothing.
     """

@@ -12,6 +12,7 @@ from nightscout_lakehouse.lib.alerts.run_failure import failure_message
 from nightscout_lakehouse.lib.alerts.store import PIPELINE, AlertStore, Draft, Failing
 from nightscout_lakehouse.lib.alerts.targets import Target, load_targets, secret_parts, send, targets_of
 from nightscout_lakehouse.lib.alerts.wording import pipeline_text
+from nightscout_lakehouse.lib.errors import LakehouseError
 from nightscout_lakehouse.lib.quality.stages import redacted, site_secrets
 from nightscout_lakehouse.lib.settings import Settings
 from nightscout_lakehouse.lib.sites import load_sites
@@ -127,8 +128,14 @@ def advance_run(
 
 def secrets_of(settings: Settings) -> list[str]:
     """Everything that must not stand in a message, the longest first."""
+    try:
+        sites = load_sites(settings)
+    except LakehouseError:
+        # A run failed by just that, perhaps, and somebody has to be told.
+        sites = []
     found = [
-        *site_secrets(load_sites(settings)),
+        *site_secrets(sites),
+        *(value.get_secret_value() for value in (settings.nightscout_token, settings.nightscout_api_secret)),
         *secret_parts(settings.alert_urls),
         *secret_parts(settings.alert_escalation_urls),
         *secret_parts(settings.database_url),
