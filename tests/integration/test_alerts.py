@@ -27,6 +27,7 @@ from nightscout_lakehouse.lib.alerts.targets import send as send_for_real
 from nightscout_lakehouse.lib.alerts.watch import Watched, watch_once
 from nightscout_lakehouse.lib.alerts.wording import Text
 from nightscout_lakehouse.lib.errors import ConfigurationError
+from nightscout_lakehouse.lib.postgres_connection import PostgresConnection
 from nightscout_lakehouse.lib.settings import load_settings
 
 MINUTE = timedelta(minutes=1)
@@ -43,6 +44,12 @@ class Clock:
 
     def forward(self, minutes: float) -> None:
         self.now += minutes * MINUTE
+
+
+@pytest.fixture(autouse=True)
+def _logs_are_heard(monkeypatch: pytest.MonkeyPatch) -> None:
+    # A command that ran before has turned the package's log to its own console.
+    monkeypatch.setattr(logging.getLogger("nightscout_lakehouse"), "propagate", True)
 
 
 @pytest.fixture
@@ -443,6 +450,37 @@ def test_a_target_that_is_gone_is_given_up_and_old_messages_are_after_a_day(
         "first 1 (json)": ("given_up", "no"),
         "first 9 (gone)": ("given_up", "the target is not configured any more"),
     }
+
+
+@pytest.mark.postgres
+def test_a_forecast_is_used_once_there_is_a_table_of_them(
+    nightscout: DemoStore,
+    receiver: HttpReceiver,
+    clock: Clock,
+    serving: PostgresConnection,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setenv("DATABASE_URL", serving.url(hide_password=False))
+    put(nightscout, clock, 95)
+    assert look(clock).told == ()
+    with serving.transaction() as connection, connection.cursor() as cursor:
+        cursor.execute("create table marts.glucose_predictions (site text, made_at timestamptz)")
+    with caplog.at_level("ERROR"):
+        assert look(clock).told == ()
+    assert "marts.glucose_predictions needs site, made_at, prediction_timestamp, glucose_mg_dl" in caplog.text
+    forecasts = [
+        *(("anna", -35, 15, 40), ("anna", -5, 10, 80), ("anna", -5, 20, 62), ("anna", -5, 45, 45)),
+        *(("anna", -5, 15, None), ("ben", -5, 15, 41)),
+    ]
+    with serving.transaction() as connection, connection.cursor() as cursor:
+        cursor.execute("alter table marts.glucose_predictions add prediction_timestamp timestamptz")
+        cursor.execute("alter table marts.glucose_predictions add glucose_mg_dl double precision")
+        for site, made, ahead, value in forecasts:
+            moments = (clock.now + made * MINUTE, clock.now + ahead * MINUTE)
+            cursor.execute("insert into marts.glucose_predictions values (%s, %s, %s, %s)", [site, *moments, value])
+    assert look(clock).told == ("Low predicted: anna 95 mg/dL (5.3 mmol/L)",)
+    assert "Forecast: 62 mg/dL (3.4 mmol/L) at" in receiver.received[0]["message"]
 
 
 def test_a_damaged_file_is_one_clear_message(receiver: HttpReceiver) -> None:

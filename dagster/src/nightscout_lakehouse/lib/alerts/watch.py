@@ -16,6 +16,7 @@ from nightscout_lakehouse.lib.alerts.delivery import Send, deliver
 from nightscout_lakehouse.lib.alerts.engine import Event, Kind, Policy, look_at
 from nightscout_lakehouse.lib.alerts.live_readings import POLICY, judge, read_newest
 from nightscout_lakehouse.lib.alerts.policy import policy_of
+from nightscout_lakehouse.lib.alerts.predictions import lowest_predictions
 from nightscout_lakehouse.lib.alerts.rules import Look, Rule
 from nightscout_lakehouse.lib.alerts.runs import runs_to_tell
 from nightscout_lakehouse.lib.alerts.store import PIPELINE, AlertStore, Draft, WatchedSite
@@ -112,6 +113,7 @@ def watch_once(
                 found = _look_at_sites(
                     settings, scratch, load_sites(settings) if sites is None else sites, store, now()
                 )
+            found = _with_predictions(found, settings, now())
             with store.transaction():
                 drafts = _decide(found, store, targets, now())
                 drafts += runs_to_tell(settings, store, targets, now())
@@ -192,6 +194,12 @@ def _with_timezone(site: Site, watched: WatchedSite, settings: Settings, now: da
         # A lake that is down is no reason to look away.
         return watched
     return replace(watched, timezone=(canonical_timezone(profile_zone) if profile_zone else None) or watched.timezone)
+
+
+def _with_predictions(found: Sequence[_Found], settings: Settings, now: datetime) -> list[_Found]:
+    wanted = {each.site.name for each in found if Rule.PREDICTED_LOW not in each.policy.rules.off}
+    lowest = lowest_predictions(settings, wanted, now)
+    return [replace(each, look=replace(each.look, prediction=lowest.get(each.site.name))) for each in found]
 
 
 def _decide(found: Sequence[_Found], store: AlertStore, targets: Sequence[Target], now: datetime) -> list[Draft]:
