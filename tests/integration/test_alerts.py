@@ -16,8 +16,9 @@ from click.testing import Result
 from scripted_server import ScriptedServer, send
 from typer.testing import CliRunner
 
-from nightscout_lakehouse.cli import app
+from nightscout_lakehouse.cli import _alert_on, app
 from nightscout_lakehouse.demo import DemoOptions, DemoServer, DemoStore
+from nightscout_lakehouse.instance import JobOutcome
 from nightscout_lakehouse.lib.alerts.engine import Kind
 from nightscout_lakehouse.lib.alerts.rules import Rule
 from nightscout_lakehouse.lib.alerts.runs import run_failed, run_succeeded
@@ -353,6 +354,31 @@ def test_failed_runs_are_told_once_in_the_cool_down_and_so_is_their_end(receiver
         "Over: Data quality check failed: nightscout_pipeline",
         "Over: Pipeline failed: nightscout_pipeline",
     ]
+
+
+def test_a_run_by_command_tells_the_same_and_is_not_hidden_by_what_cannot_be_told(
+    receiver: HttpReceiver, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    line = "raw_nightscout_entries: the check values_are_in_mg_dl failed (site anna)."
+    step = "published_dim_site: the database is away."
+    for outcome in (
+        JobOutcome(False, "a", [line], check_errors=[line]),
+        JobOutcome(False, "b", [step]),
+        JobOutcome(True, "c"),
+    ):
+        _alert_on(outcome, load_settings())
+    told = [title.partition(": nightscout_pipeline")[0] for title in receiver.titles]
+    assert told[:2] == ["Data quality check failed", "Pipeline failed"]
+    assert sorted(told[2:]) == ["Over: Data quality check failed", "Over: Pipeline failed"]
+    monkeypatch.setenv("LAKEHOUSE_ALERT_URLS", SECRET)
+    _alert_on(JobOutcome(True, "d"), load_settings())
+    monkeypatch.delenv("LAKEHOUSE_ALERT_URLS")
+    monkeypatch.setenv("LAKEHOUSE_ALERT_ESCALATION_URLS", receiver.url)
+    _alert_on(JobOutcome(True, "e"), load_settings())
+    said = capsys.readouterr().err
+    assert "Nobody was told: LAKEHOUSE_ALERT_URLS: number 1 is no URL." in said
+    assert "LAKEHOUSE_ALERT_ESCALATION_URLS is set and LAKEHOUSE_ALERT_URLS is not." in said
+    assert SECRET not in said
 
 
 def test_quiet_hours_hold_back_a_failed_run_until_a_look_after_them(

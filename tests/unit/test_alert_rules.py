@@ -4,6 +4,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, time, timedelta
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 from zoneinfo import ZoneInfo
 
@@ -13,6 +14,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from nightscout_lakehouse.lib.alerts.engine import Event, Kind, Policy, SiteState, Situation, look_at
+from nightscout_lakehouse.lib.alerts.policy import policy_of
 from nightscout_lakehouse.lib.alerts.rules import (
     COOL_DOWN,
     ESCALATING,
@@ -24,6 +26,9 @@ from nightscout_lakehouse.lib.alerts.rules import (
     Rule,
 )
 from nightscout_lakehouse.lib.alerts.wording import glucose, site_text
+from nightscout_lakehouse.lib.errors import ConfigurationError
+from nightscout_lakehouse.lib.settings import load_settings
+from nightscout_lakehouse.lib.sites import load_sites
 
 NOON = datetime(2026, 3, 10, 12, tzinfo=UTC)
 MINUTE = timedelta(minutes=1)
@@ -300,6 +305,32 @@ def test_a_clock_that_was_ahead_silences_nobody() -> None:
 def test_thresholds_that_cannot_be_meant_are_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(ValidationError):
         AlertRules.model_validate(wrong)
+
+
+def test_a_site_has_its_own_thresholds_and_the_settings_where_it_has_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "sites.toml"
+    file.write_text(
+        '[[sites]]\nname = "anna"\nurl = "https://anna.example.org"\n'
+        '[sites.alerts]\nlow_mg_dl = 80\nstale_minutes = 20\nquiet_from = "23:00"\nquiet_to = 06:00:00\n'
+        'off = ["fast_rise"]\n[[sites]]\nname = "ben"\nurl = "https://ben.example.org"\n'
+    )
+    monkeypatch.setenv("LAKEHOUSE_ALERT_QUIET_HOURS", "22:00-07:00")
+    monkeypatch.setenv("LAKEHOUSE_ALERT_ESCALATION_URLS", "json://localhost")
+    held = load_settings()
+    anna, ben = (policy_of(site, held, "Europe/Berlin") for site in load_sites(held))
+    assert (anna.rules.low_mg_dl, ben.rules.low_mg_dl) == (80, 70)
+    assert (anna.stale_minutes, ben.stale_minutes) == (20, 60)
+    assert (anna.rules.quiet_from, anna.rules.quiet_to) == (time(23), time(6))
+    assert (ben.rules.quiet_from, ben.rules.quiet_to) == (time(22), time(7))
+    assert anna.rules.off == (Rule.FAST_RISE,)
+    assert ben.escalate_minutes == 15
+    monkeypatch.delenv("LAKEHOUSE_ALERT_ESCALATION_URLS")
+    assert policy_of(load_sites(held)[0], load_settings(), "UTC").escalate_minutes is None
+    file.write_text(file.read_text().replace("low_mg_dl = 80", "low_mg_dl = 4.4"))
+    with pytest.raises(ConfigurationError, match=r"sites\.toml, key sites\.0\.alerts\.low_mg_dl"):
+        load_sites(held)
 
 
 def test_both_units_are_shown() -> None:

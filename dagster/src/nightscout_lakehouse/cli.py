@@ -465,11 +465,16 @@ def _alert_on(outcome: "JobOutcome", settings: Settings) -> None:
     """What the sensors do for a run of the daemon: whoever runs this by cron is told, too."""
     from nightscout_lakehouse.lib.alerts.runs import run_failed, run_succeeded
 
-    if outcome.success:
-        run_succeeded(settings, job="nightscout_pipeline", run_id=outcome.run_id)
-        return
+    job, run_id = "nightscout_pipeline", outcome.run_id
     steps = [error for error in outcome.errors if error not in outcome.check_errors]
-    run_failed(settings, job="nightscout_pipeline", run_id=outcome.run_id, steps=steps, checks=outcome.check_errors)
+    try:
+        if outcome.success:
+            run_succeeded(settings, job=job, run_id=run_id)
+        else:
+            run_failed(settings, job=job, run_id=run_id, steps=steps, checks=outcome.check_errors)
+    except LakehouseError as error:
+        # What the run did is printed all the same.
+        errors.print(f"Nobody was told: {error}", markup=False, soft_wrap=True)
 
 
 @contextmanager

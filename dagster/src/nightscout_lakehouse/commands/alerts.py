@@ -53,10 +53,11 @@ def list_alerts(
 
     targets = load_targets(settings)
     with AlertStore(settings.alerts_dir) as store:
+        sites = _listed_sites(settings, store)
         content: dict[str, Any] = {
             "targets": [target.name for target in targets],
-            "sites": _sites(store),
-            "active": _active(store),
+            "sites": _sites(store, sites),
+            "active": _active(store, sites),
             "messages": store.recent_messages(limit),
         }
     if output is AlertsFormat.JSON:
@@ -202,9 +203,17 @@ def _span(text: str, *, is_urgent_low_too: bool) -> timedelta:
     return span
 
 
-def _sites(store: "AlertStore") -> list[dict[str, Any]]:
+def _listed_sites(settings: Settings, store: "AlertStore") -> list[str]:
+    """Those that are configured; where there are none, whatever was looked at, such as the demo person."""
+    from nightscout_lakehouse.lib.alerts.store import PIPELINE
+    from nightscout_lakehouse.lib.sites import load_sites
+
+    return sorted(site.name for site in load_sites(settings)) or [s for s in store.known_sites() if s != PIPELINE]
+
+
+def _sites(store: "AlertStore", sites: Sequence[str]) -> list[dict[str, Any]]:
     found = []
-    for site in store.known_sites():
+    for site in sites:
         watched, state = store.watched_site(site), store.site_state(site)
         last = state.last_reading
         snoozed = state.snoozed_until if state.snoozed_until and state.snoozed_until > datetime.now(UTC) else None
@@ -221,14 +230,11 @@ def _sites(store: "AlertStore") -> list[dict[str, Any]]:
     return found
 
 
-def _active(store: "AlertStore") -> list[dict[str, Any]]:
+def _active(store: "AlertStore", sites: Sequence[str]) -> list[dict[str, Any]]:
     from nightscout_lakehouse.lib.alerts.store import PIPELINE
 
     active = [
-        (site, rule.value, condition)
-        for site in store.known_sites()
-        if site != PIPELINE
-        for rule, condition in store.site_state(site).conditions.items()
+        (site, rule.value, condition) for site in sites for rule, condition in store.site_state(site).conditions.items()
     ]
     active += [(PIPELINE, f"{each.rule.value}: {each.subject}", each.condition) for each in store.failing()]
     return [

@@ -56,12 +56,17 @@ def load_targets(settings: Settings) -> list[Target]:
     """The targets of both lists, in their order.
 
     Raises:
-        ConfigurationError: A list holds something that is no URL; names the list and the place, shows nothing of it.
+        ConfigurationError: A list holds something that is no URL (names the list and the place, shows nothing of it),
+            or there is a second list alone.
     """
-    return [
-        *_targets("LAKEHOUSE_ALERT_URLS", "first", settings.alert_urls),
-        *_targets("LAKEHOUSE_ALERT_ESCALATION_URLS", "escalation", settings.alert_escalation_urls),
-    ]
+    first = _targets("LAKEHOUSE_ALERT_URLS", "first", settings.alert_urls)
+    second = _targets("LAKEHOUSE_ALERT_ESCALATION_URLS", "escalation", settings.alert_escalation_urls)
+    if second and not first:
+        raise ConfigurationError(
+            "LAKEHOUSE_ALERT_ESCALATION_URLS is set and LAKEHOUSE_ALERT_URLS is not.",
+            "Name who is told first; the second list is for when nobody acknowledges.",
+        )
+    return [*first, *second]
 
 
 def check_targets(targets: Iterable[Target]) -> None:
