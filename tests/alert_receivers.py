@@ -20,6 +20,9 @@ class HttpReceiver:
     def __init__(self) -> None:
         self.status = 200
         self.received: list[dict[str, Any]] = []
+        # Set them to be told of an arrival, and to hold back the answer.
+        self.has_arrived: threading.Event | None = None
+        self.may_answer: threading.Event | None = None
         receiver = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -27,6 +30,10 @@ class HttpReceiver:
                 body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
                 if receiver.status == 200:
                     receiver.received.append(body)
+                if receiver.has_arrived is not None:
+                    receiver.has_arrived.set()
+                if receiver.may_answer is not None:
+                    receiver.may_answer.wait(60)
                 self.send_response(receiver.status)
                 self.send_header("Content-Length", "0")
                 if 300 <= receiver.status < 400:

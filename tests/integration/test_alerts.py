@@ -4,11 +4,14 @@ import json
 import logging
 import sqlite3
 import stat
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
+from zoneinfo import ZoneInfo
 
 import pytest
 from alert_receivers import SECRET, HttpReceiver, MailReceiver
@@ -28,6 +31,8 @@ from nightscout_lakehouse.lib.alerts.targets import send as send_for_real
 from nightscout_lakehouse.lib.alerts.watch import Watched, watch_once
 from nightscout_lakehouse.lib.alerts.wording import Text
 from nightscout_lakehouse.lib.errors import ConfigurationError
+from nightscout_lakehouse.lib.lake import Lake, ingestion_state_file
+from nightscout_lakehouse.lib.nightscout_collections import ENTRIES
 from nightscout_lakehouse.lib.postgres_connection import PostgresConnection
 from nightscout_lakehouse.lib.settings import load_settings
 
@@ -518,3 +523,33 @@ def test_a_damaged_file_is_one_clear_message(receiver: HttpReceiver) -> None:
     assert "cannot be kept" in result.stderr
     with pytest.raises(sqlite3.DatabaseError):
         sqlite3.connect(folder / "alerts.sqlite3").execute("select * from sites")
+
+
+def test_killed_for_real_while_a_message_is_on_its_way(
+    nightscout: DemoStore, receiver: HttpReceiver, clock: Clock
+) -> None:
+    put(nightscout, clock, 48)
+    receiver.has_arrived, receiver.may_answer = threading.Event(), threading.Event()
+    command = [sys.executable, "-m", "nightscout_lakehouse.cli", "alerts", "watch", "--once"]
+    watching = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    assert receiver.has_arrived.wait(60)
+    watching.kill()
+    watching.wait(10)
+    receiver.may_answer.set()
+    clock.now = datetime.now(UTC)
+    assert look(clock).delivered == 1
+    assert receiver.titles == ["URGENT LOW: anna 48 mg/dL (2.7 mmol/L)"] * 2
+    clock.forward(5)
+    assert look(clock).delivered == 0
+
+
+def test_times_are_those_of_the_profile_that_the_pipeline_has_read(
+    nightscout: DemoStore, receiver: HttpReceiver, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("NIGHTSCOUT_TIMEZONE")
+    settings = load_settings()
+    lake = Lake.open(settings)
+    lake.write_json(ingestion_state_file("anna", ENTRIES), {"timezone": "America/New_York"})
+    put(nightscout, clock, 48)
+    look(clock)
+    assert f"at {clock.now.astimezone(ZoneInfo('America/New_York')):%H:%M} America/New_York" in str(receiver.received)

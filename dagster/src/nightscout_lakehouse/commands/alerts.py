@@ -223,7 +223,8 @@ def _sites(store: "AlertStore", sites: Sequence[str]) -> list[dict[str, Any]]:
                 "looked_at": _time(watched.looked_at),
                 "newest_reading": _time(last.timestamp if last else None),
                 "glucose_mg_dl": last.glucose_mg_dl if last else None,
-                "snoozed_until": _time(snoozed),
+                "snoozed_until": _time(snoozed)
+                + (", urgent lows too" if snoozed and state.is_urgent_low_snoozed else ""),
                 "problem": watched.error,
             }
         )

@@ -22,6 +22,7 @@ from nightscout_lakehouse.lib.alerts.rules import (
     OLDEST_PREDICTION,
     PREDICTION_HORIZON,
     REARM_WINDOW,
+    REMIND_AFTER,
     WORSE,
     AlertRules,
     Look,
@@ -248,8 +249,10 @@ def advance(
     if signal is Signal.BETWEEN or is_muted or _is_acknowledged(rule, after, now):
         return after, []
     kinds = list[Kind]()
-    if _has_passed(after.last_told_at, COOL_DOWN[rule], now) and (may_remind or after.first_told_at is None):
-        kinds.append(Kind.RAISED if after.first_told_at is None else Kind.REMINDER)
+    is_first = after.first_told_at is None
+    wait = COOL_DOWN[rule] if is_first else REMIND_AFTER[rule]
+    if _has_passed(after.last_told_at, wait, now) and (may_remind or is_first):
+        kinds.append(Kind.RAISED if is_first else Kind.REMINDER)
         after = replace(after, first_told_at=after.first_told_at or now, last_told_at=now)
     if (
         escalate_minutes is not None
@@ -398,5 +401,5 @@ def _is_acknowledged(rule: Rule, condition: Condition, now: datetime) -> bool:
 
 
 def _has_passed(moment: datetime | None, span: timedelta, now: datetime) -> bool:
-    # A clock that was set back must not silence anybody for years.
-    return moment is None or now - moment >= span or moment > now
+    # A clock that was far ahead must not silence anybody for years.
+    return moment is None or abs(now - moment) >= span

@@ -40,15 +40,24 @@ WORSE: Mapping[Rule, tuple[Rule, ...]] = {
     Rule.FAST_RISE: (Rule.URGENT_HIGH, Rule.HIGH),
 }
 
-# Nobody is told the same again before this has passed; while a condition lasts, it is the distance of reminders.
+# Nobody is told of a rule again before this has passed, whatever happens in between.
 COOL_DOWN: Mapping[Rule, timedelta] = {
     Rule.URGENT_LOW: timedelta(minutes=15),
     Rule.LOW: timedelta(minutes=30),
     Rule.PREDICTED_LOW: timedelta(minutes=30),
     Rule.FAST_FALL: timedelta(minutes=30),
+    Rule.URGENT_HIGH: timedelta(minutes=30),
+    Rule.HIGH: timedelta(hours=1),
+    Rule.FAST_RISE: timedelta(hours=1),
+    Rule.STALE: timedelta(hours=1),
+    Rule.PIPELINE_FAILURE: timedelta(hours=1),
+    Rule.DATA_QUALITY: timedelta(hours=1),
+}
+# While an episode lasts, it is told again after this: later, where it is known by now and seldom dangerous.
+REMIND_AFTER: Mapping[Rule, timedelta] = {
+    **COOL_DOWN,
     Rule.URGENT_HIGH: timedelta(hours=1),
     Rule.HIGH: timedelta(hours=2),
-    Rule.FAST_RISE: timedelta(hours=1),
     Rule.STALE: timedelta(hours=4),
     Rule.PIPELINE_FAILURE: timedelta(hours=4),
     Rule.DATA_QUALITY: timedelta(hours=4),
