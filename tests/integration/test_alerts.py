@@ -514,15 +514,23 @@ def test_a_forecast_is_used_once_there_is_a_table_of_them(
     assert "Forecast: 62 mg/dL (3.4 mmol/L) at" in receiver.received[0]["message"]
 
 
-def test_a_damaged_file_is_one_clear_message(receiver: HttpReceiver) -> None:
+def test_a_damaged_file_is_one_clear_message(receiver: HttpReceiver, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = load_settings().alerts_dir
     folder.mkdir(parents=True)
     (folder / "alerts.sqlite3").write_bytes(b"this is no database" * 100)
     result = lakehouse("list")
     assert result.exit_code == 1
     assert "cannot be kept" in result.stderr
-    with pytest.raises(sqlite3.DatabaseError):
-        sqlite3.connect(folder / "alerts.sqlite3").execute("select * from sites")
+    # Nor does a file that another process keeps to itself end in a traceback.
+    (folder / "alerts.sqlite3").unlink()
+    monkeypatch.setattr("nightscout_lakehouse.lib.alerts.store._WAIT_SECONDS", 0.1)
+    assert lakehouse("list").exit_code == 0
+    other = sqlite3.connect(folder / "alerts.sqlite3")
+    other.execute("begin exclusive")
+    refused = lakehouse("ack", "pipeline")
+    other.close()
+    assert refused.exit_code == 1
+    assert "cannot be kept (database is locked)" in " ".join(refused.stderr.split())
 
 
 def test_killed_for_real_while_a_message_is_on_its_way(

@@ -1,6 +1,7 @@
 """The outbox: whatever fails, and whoever is killed, the newest word on everything arrives."""
 
 import tempfile
+import threading
 from collections import Counter
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
@@ -89,6 +90,34 @@ def test_the_newest_word_arrives_at_least_once_and_nothing_twice_but_after_a_kil
                 assert world.arrived[name, title] >= 1
         for message, count in world.arrived.items():
             assert count <= 1 + world.killed_after[message]
+
+
+def test_two_processes_that_deliver_at_once_send_each_message_once(tmp_path: Path) -> None:
+    arrived, is_sending, may_go_on = list[str](), threading.Event(), threading.Event()
+
+    def send(target: Target, text: Text, kind: Kind) -> str:
+        is_sending.set()
+        may_go_on.wait(20)
+        arrived.append(f"{target.name} {text.title}")
+        return ""
+
+    def run() -> None:
+        with AlertStore(tmp_path) as store:
+            deliver(store, TARGETS, now=lambda: datetime(2026, 3, 10, tzinfo=UTC), deliver_by=send)
+
+    with AlertStore(tmp_path) as store:
+        world = World(store)
+        world.put(Rule.LOW)
+        world.put(Rule.HIGH)
+    processes = [threading.Thread(target=run) for _ in range(2)]
+    processes[0].start()
+    assert is_sending.wait(20)
+    processes[1].start()
+    processes[1].join(0.3)
+    may_go_on.set()
+    for process in processes:
+        process.join(20)
+    assert sorted(arrived) == [f"{name} message {number}" for name in NAMES for number in (1, 2)]
 
 
 def test_back_off_grows_to_ten_minutes(tmp_path: Path) -> None:

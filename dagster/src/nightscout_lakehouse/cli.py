@@ -111,12 +111,14 @@ def dev() -> None:
     """Open the Dagster UI, with the schedule and the sensors running; Ctrl-C stops all of it."""
     settings = _prepare()
     from nightscout_lakehouse.dev_server import run_dagster
+    from nightscout_lakehouse.lib.alerts.targets import check_targets, load_targets
     from nightscout_lakehouse.lib.quality.stages import SUITE_FILES, stage_suite
     from nightscout_lakehouse.lib.serving import serving_database
 
     # Dagster would show a malformed suite as a traceback of its own.
     for stage in SUITE_FILES:
         stage_suite(stage)
+    check_targets(load_targets(settings))
     with _demo_if_no_site(settings) as configured, serving_database(configured):
         console.print("Starting Dagster …   (Ctrl-C stops everything)")
         with suppress(KeyboardInterrupt):

@@ -7,6 +7,8 @@ from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from datetime import datetime, timedelta
 from itertools import groupby
 
+from filelock import FileLock, Timeout
+
 from nightscout_lakehouse.lib.alerts.engine import Kind
 from nightscout_lakehouse.lib.alerts.store import AlertStore
 from nightscout_lakehouse.lib.alerts.targets import Target, send
@@ -17,6 +19,8 @@ logger = logging.getLogger(__name__)
 Send = Callable[[Target, Text, Kind], str]
 
 _DELIVERY_SECONDS = 20
+# As long as another process may take: what it has begun, and its slowest service.
+_WAIT_SECONDS = 35
 _LATE = timedelta(minutes=5)
 
 
@@ -25,11 +29,27 @@ def deliver(
 ) -> tuple[int, tuple[str, ...]]:
     """Send what is due, to all targets at the same time, to each in order.
 
-    A target that refuses one message is not asked again at this look: the others wait for the next.
+    A target that refuses one message is not asked again at this look: the others wait for the next. One process
+    delivers at a time, or two would send the same.
 
     Returns:
         How many deliveries went through, and the targets to which one did not, with the reason.
     """
+    lock = FileLock(store.folder / "delivery.lock", thread_local=False)
+    try:
+        lock.acquire(timeout=_WAIT_SECONDS)
+    except Timeout:
+        # It stays in the outbox; the next look delivers it.
+        return 0, ()
+    try:
+        return _deliver(store, targets, now, deliver_by)
+    finally:
+        lock.release()
+
+
+def _deliver(
+    store: AlertStore, targets: Sequence[Target], now: Callable[[], datetime], deliver_by: Send
+) -> tuple[int, tuple[str, ...]]:
     by_name = {target.name: target for target in targets}
     due = sorted(store.due(targets, now()), key=lambda each: (each.target, each.message_id))
     deadline = time.monotonic() + _DELIVERY_SECONDS

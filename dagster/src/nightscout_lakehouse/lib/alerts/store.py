@@ -151,6 +151,7 @@ class AlertStore:
     """
 
     def __init__(self, folder: Path) -> None:
+        self.folder = folder
         try:
             folder.mkdir(parents=True, exist_ok=True)
             folder.chmod(0o700)
@@ -160,10 +161,7 @@ class AlertStore:
             self._connection.execute("pragma foreign_keys = on")
             self._prepare()
         except (OSError, sqlite3.Error) as error:
-            raise LakehouseError(
-                f"The alerts in {folder} cannot be kept ({error}).",
-                "Mend the permissions, or remove the folder: then what was told before is forgotten.",
-            ) from None
+            raise self._cannot_be_kept(error) from None
 
     def __enter__(self) -> Self:
         return self
@@ -175,14 +173,31 @@ class AlertStore:
 
     @contextmanager
     def transaction(self) -> Iterator[None]:
-        """All that is written in the block, or nothing; one process at a time."""
-        self._connection.execute("begin immediate")
+        """All that is written in the block, or nothing; one process at a time.
+
+        Raises:
+            LakehouseError: The file cannot be written, or another process keeps it too long.
+        """
         try:
+            self._connection.execute("begin immediate")
             yield
+            self._connection.execute("commit")
+        except sqlite3.Error as error:
+            self._rollback()
+            raise self._cannot_be_kept(error) from None
         except BaseException:
-            self._connection.execute("rollback")
+            self._rollback()
             raise
-        self._connection.execute("commit")
+
+    def _rollback(self) -> None:
+        if self._connection.in_transaction:
+            self._connection.execute("rollback")
+
+    def _cannot_be_kept(self, error: Exception) -> LakehouseError:
+        return LakehouseError(
+            f"The alerts in {self.folder} cannot be kept ({error}).",
+            "Mend the permissions or the disk, or remove the folder: then what was told before is forgotten.",
+        )
 
     def _prepare(self) -> None:
         with self.transaction():
