@@ -9,9 +9,14 @@ import dagster as dg
 import psycopg2
 import pytest
 from pydantic import SecretStr
+from scripted_server import ScriptedServer, cut_off, send
 
 from nightscout_lakehouse.defs import retrying
-from nightscout_lakehouse.defs.ingestion.nightscout_assets import _fail_if_none_was_read
+from nightscout_lakehouse.defs.ingestion.nightscout_assets import (
+    _fail_if_none_was_read,
+    raw_nightscout_entries,
+    raw_nightscout_profiles,
+)
 from nightscout_lakehouse.defs.resources import LakehouseResource
 from nightscout_lakehouse.defs.retrying import MOST_RETRIES, retries_what_may_pass
 from nightscout_lakehouse.instance import BY_HAND_TAG
@@ -101,6 +106,21 @@ def test_all_sites_unreachable_may_pass_but_not_where_one_refuses(may_pass: tupl
     with pytest.raises(dg.Failure) as failure:
         _fail_if_none_was_read(NoFiles(), reports)  # type: ignore[arg-type]
     assert failure.value.allow_retries is expected
+
+
+def test_a_server_that_comes_back_is_read_in_the_same_run(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    server = ScriptedServer()
+    server.answers = [cut_off, send(200, "[]")]
+    server.start()
+    monkeypatch.setenv("NIGHTSCOUT_URL", server.url)
+    monkeypatch.setenv("NIGHTSCOUT_MAX_ATTEMPTS", "1")
+    collections = [raw_nightscout_entries, raw_nightscout_profiles]
+    result = dg.materialize(collections, resources={"lakehouse": LakehouseResource()}, raise_on_error=False)
+    server.stop()
+    assert result.success
+    assert result.retry_attempts_for_node("raw_nightscout_entries") == 1
+    # What follows in the run asks it, too.
+    assert any("profile" in path for path, _ in server.requests[-1:])
 
 
 @pytest.mark.parametrize(

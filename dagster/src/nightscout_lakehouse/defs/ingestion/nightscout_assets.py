@@ -54,8 +54,9 @@ def raw_nightscout_entries(
 ) -> Iterator[dg.MaterializeResult[None] | dg.AssetCheckResult]:
     """Read what is new, changed or gone on every site; each document lands unchanged in an immutable batch file."""
     reports = ingest_sites(lakehouse.sites, lakehouse.settings, lakehouse.lake)
-    lakehouse.unreadable_sites.update(report.site for report in reports if report.error)
     _fail_if_none_was_read(lakehouse, reports)
+    # After the above: what is tried again and then read is readable.
+    lakehouse.unreadable_sites.update(report.site for report in reports if report.error)
     yield _ingestion_result(context, lakehouse, "raw_nightscout_entries", reports, ENTRIES)
     yield _read_check(reports, dg.AssetCheckSeverity.ERROR)
 
