@@ -33,7 +33,7 @@ pytestmark = [pytest.mark.e2e, pytest.mark.postgres]
 TOKEN = "reader-0123456789abcdef"
 COMMANDS = [
     *("run", "backfill", "dev", "status", "doctor", "check", "sql", "demo-server", "clean", "sites"),
-    *("validate", "quarantine", "import", "sources", "report"),
+    *("validate", "quarantine", "import", "sources", "report", "alerts"),
 ]
 BAD_DOCUMENTS: dict[str, dict[str, Any]] = {
     "glucose_sentinel": {"sgv": "HIGH"},
@@ -216,11 +216,13 @@ def test_an_empty_site_and_one_with_a_single_reading_are_fine(own: Path, monkeyp
         empty = lakehouse("run")
         assert empty.exit_code == 0, empty.output
         assert "no readings" in empty.stdout
+        assert "No new reading on any site." in empty.stdout
         assert rows("select count(*) as n from mart_glucose_overview", "--marts") == [{"n": 0}]
         store.put(document(1, 5))
         single = lakehouse("run")
         assert single.exit_code == 0, single.output
         assert "100.0" in single.stdout
+        assert "No new reading" not in single.stdout
         assert rows("select glucose_mg_dl from mart_glucose_current", "--marts") == [{"glucose_mg_dl": 120.0}]
 
 

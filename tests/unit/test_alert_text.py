@@ -1,6 +1,6 @@
 """The line that an alert is."""
 
-from nightscout_lakehouse.lib.alerts import check_failure, failure_message
+from nightscout_lakehouse.lib.alerts.run_failure import check_failure, failure_message
 
 
 def test_names_job_step_and_first_line_of_the_error() -> None:

@@ -68,7 +68,8 @@ def test_jobs_schedule_and_sensor_keep_their_names(defs: dg.Definitions) -> None
     assert schedule.execution_timezone == "UTC"
     assert schedule.job_name == "nightscout_pipeline"
     assert schedule.default_status is dg.DefaultScheduleStatus.RUNNING
-    assert defs.resolve_sensor_def("pipeline_failure_alert").default_status is dg.DefaultSensorStatus.RUNNING
+    for sensor in ("pipeline_failure_alert", "pipeline_recovery_alert", "glucose_alerts"):
+        assert defs.resolve_sensor_def(sensor).default_status is dg.DefaultSensorStatus.RUNNING
 
 
 def test_every_mart_descends_from_what_was_read_by_way_of_every_layer(

@@ -2,34 +2,34 @@
 
 import csv
 import json
-import logging
 import os
 import shutil
-import signal
 import sys
 import time
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import fields, replace
 from datetime import UTC, datetime
 from enum import StrEnum
-from functools import wraps
 from pathlib import Path
-from types import FrameType
-from typing import TYPE_CHECKING, Annotated, Any, Literal, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from rich.console import Console
-from rich.logging import RichHandler
 from rich.markup import escape
 from rich.table import Table
 
+from nightscout_lakehouse.commands.alerts import alerts_app
+from nightscout_lakehouse.commands.shared import EXIT_FAILURE, console, errors
+from nightscout_lakehouse.commands.shared import prepare as _prepare
+from nightscout_lakehouse.commands.shared import says_what_went_wrong as _says_what_went_wrong
 from nightscout_lakehouse.lib.agp_report.content import Unit
 from nightscout_lakehouse.lib.errors import LakehouseError
 from nightscout_lakehouse.lib.settings import Settings, load_settings
 
 if TYPE_CHECKING:
+    from nightscout_lakehouse.instance import JobOutcome
     from nightscout_lakehouse.lib.lake import Lake
     from nightscout_lakehouse.lib.sites import Site
 
@@ -42,6 +42,7 @@ sites_app = typer.Typer(help="The Nightscout servers that are read.", no_args_is
 app.add_typer(sites_app, name="sites")
 quarantine_app = typer.Typer(help="Documents that were refused: list, show, judge anew.", no_args_is_help=True)
 app.add_typer(quarantine_app, name="quarantine")
+app.add_typer(alerts_app, name="alerts")
 
 SiteOption = Annotated[str | None, typer.Option("--site", help="Only of this site.")]
 ReasonOption = Annotated[str | None, typer.Option("--reason", help="Only those refused for this reason.")]
@@ -50,17 +51,9 @@ CollectionOption = Annotated[
     typer.Option("--collection", help="Only of this collection."),
 ]
 
-# Tables that go to a file or a pipe are not squeezed into 80 columns.
-console = Console(highlight=False, width=None if sys.stdout.isatty() else 160)
-errors = Console(stderr=True, highlight=False)
-
-EXIT_FAILURE = 1
 MOST_ROWS = 1_000_000
 # Wider than any row: a file or a pipe has no edge to fold at.
 _UNFOLDED_WIDTH = 100_000
-
-P = ParamSpec("P")
-R = TypeVar("R")
 
 
 class Format(StrEnum):
@@ -69,30 +62,6 @@ class Format(StrEnum):
     TABLE = "table"
     CSV = "csv"
     JSON = "json"
-
-
-def _says_what_went_wrong(command: Callable[P, R]) -> Callable[P, R]:
-    """A user's mistake ends with one clear message and exit code 1, not with a traceback."""
-
-    @wraps(command)
-    def wrapped(*args: P.args, **kwargs: P.kwargs) -> R:
-        signal.signal(signal.SIGTERM, _terminate)
-        try:
-            return command(*args, **kwargs)
-        except LakehouseError as error:
-            errors.print("[bold red]Error:[/] ", end="")
-            errors.print(str(error), markup=False)
-            raise typer.Exit(EXIT_FAILURE) from None
-        except KeyboardInterrupt:
-            errors.print("Stopped.")
-            raise typer.Exit(130) from None
-
-    return wrapped
-
-
-def _terminate(signum: int, _frame: FrameType | None) -> None:
-    """Leave by an exception, so that what was started (Postgres, the demo server, Dagster) is stopped."""
-    raise SystemExit(128 + signum)
 
 
 @app.command()
@@ -142,12 +111,14 @@ def dev() -> None:
     """Open the Dagster UI, with the schedule and the sensors running; Ctrl-C stops all of it."""
     settings = _prepare()
     from nightscout_lakehouse.dev_server import run_dagster
+    from nightscout_lakehouse.lib.alerts.targets import check_targets, load_targets
     from nightscout_lakehouse.lib.quality.stages import SUITE_FILES, stage_suite
     from nightscout_lakehouse.lib.serving import serving_database
 
     # Dagster would show a malformed suite as a traceback of its own.
     for stage in SUITE_FILES:
         stage_suite(stage)
+    check_targets(load_targets(settings))
     with _demo_if_no_site(settings) as configured, serving_database(configured):
         console.print("Starting Dagster …   (Ctrl-C stops everything)")
         with suppress(KeyboardInterrupt):
@@ -160,9 +131,12 @@ def dev() -> None:
 def status() -> None:
     """Show each site: last reading and its age, rows, cursor, quarantined documents."""
     settings = _prepare()
+    from nightscout_lakehouse.lib.alerts.store import undelivered_alerts
     from nightscout_lakehouse.lib.pipeline_report import print_status
 
     print_status(console, settings)
+    if count := undelivered_alerts(settings.alerts_dir, datetime.now(UTC)):
+        console.print(f"{count} alert{'s' if count > 1 else ''} could not be delivered: lakehouse alerts list")
 
 
 @sites_app.command("check")
@@ -460,21 +434,6 @@ def _secrets(settings: Settings) -> list[str]:
     return site_secrets(load_sites(settings))
 
 
-def _prepare() -> Settings:
-    """The settings, with all that other programs read from the environment set from them."""
-    from nightscout_lakehouse.instance import prepare_environment
-
-    settings = load_settings()
-    _log_to(console)
-    try:
-        prepare_environment(settings)
-    except OSError as error:
-        raise LakehouseError(
-            f"LAKEHOUSE_HOME {settings.home} cannot be written ({error.strerror}).", "Set it to a folder of yours."
-        ) from None
-    return settings
-
-
 def _run_pipeline(settings: Settings) -> None:
     """Run the pipeline in this process and print its summary; ends the command with 1 if anything failed."""
     from nightscout_lakehouse.instance import execute_job
@@ -482,6 +441,7 @@ def _run_pipeline(settings: Settings) -> None:
 
     started = time.monotonic()
     outcome = execute_job("nightscout_pipeline")
+    _alert_on(outcome, settings)
     runs = site_runs(outcome.metadata)
     if outcome.success:
         print_run(console, settings, runs, other_collections(outcome.metadata), time.monotonic() - started)
@@ -503,15 +463,20 @@ def _run_pipeline(settings: Settings) -> None:
         raise typer.Exit(EXIT_FAILURE)
 
 
-def _log_to(target: Console) -> None:
-    handler = RichHandler(console=target, show_path=False, show_level=False, omit_repeated_times=False, markup=False)
-    handler.setFormatter(logging.Formatter("%(message)s"))
-    package = logging.getLogger("nightscout_lakehouse")
-    package.setLevel(logging.INFO)
-    package.handlers = [handler]
-    package.propagate = False
-    # Its request log would show every URL.
-    logging.getLogger("httpx").setLevel(logging.WARNING)
+def _alert_on(outcome: "JobOutcome", settings: Settings) -> None:
+    """What the sensors do for a run of the daemon: whoever runs this by cron is told, too."""
+    from nightscout_lakehouse.lib.alerts.runs import run_failed, run_succeeded
+
+    job, run_id = "nightscout_pipeline", outcome.run_id
+    steps = [error for error in outcome.errors if error not in outcome.check_errors]
+    try:
+        if outcome.success:
+            run_succeeded(settings, job=job, run_id=run_id)
+        else:
+            run_failed(settings, job=job, run_id=run_id, steps=steps, checks=outcome.check_errors)
+    except LakehouseError as error:
+        # What the run did is printed all the same.
+        errors.print(f"Nobody was told: {error}", markup=False, soft_wrap=True)
 
 
 @contextmanager

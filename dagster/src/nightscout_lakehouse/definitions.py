@@ -2,7 +2,8 @@
 
 import dagster as dg
 
-from nightscout_lakehouse.defs.alerts.failure import pipeline_failure_alert
+from nightscout_lakehouse.defs.alerts.failure import pipeline_failure_alert, pipeline_recovery_alert
+from nightscout_lakehouse.defs.alerts.glucose import glucose_alerts
 from nightscout_lakehouse.defs.ingestion.file_drop_assets import raw_file_drop
 from nightscout_lakehouse.defs.ingestion.nightscout_assets import (
     COLLECTION_ASSETS,
@@ -50,7 +51,7 @@ defs = dg.Definitions(
     ],
     jobs=[nightscout_pipeline, nightscout_backfill, nightscout_full_validation],
     schedules=[nightscout_every_30_min],
-    sensors=[pipeline_failure_alert],
+    sensors=[pipeline_failure_alert, pipeline_recovery_alert, glucose_alerts],
     resources={"lakehouse": LakehouseResource()},
     executor=dg.in_process_executor,
 )

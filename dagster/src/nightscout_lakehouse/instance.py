@@ -6,6 +6,9 @@ from typing import Any
 
 from nightscout_lakehouse.lib.settings import Settings
 
+# A run with this tag was started by a command, and someone looks at what it prints.
+BY_HAND_TAG = "lakehouse/command"
+
 # One run at a time writes a lake; runs start when the one before has ended.
 _DAGSTER_YAML = """\
 telemetry:
@@ -42,6 +45,7 @@ class JobOutcome:
         success: Whether every step succeeded.
         run_id: Id of the Dagster run.
         errors: One line for each failed step, or for each critical check that it failed by.
+        check_errors: Those of the critical checks.
         failed_checks: Names of the asset checks that failed with severity ERROR.
         metadata: Metadata of each materialized asset, by asset name.
         step_seconds: Duration of each step, by its name.
@@ -50,6 +54,7 @@ class JobOutcome:
     success: bool
     run_id: str
     errors: list[str] = field(default_factory=list)
+    check_errors: list[str] = field(default_factory=list)
     failed_checks: list[str] = field(default_factory=list)
     metadata: dict[str, dict[str, Any]] = field(default_factory=dict)
     step_seconds: dict[str, float] = field(default_factory=dict)
@@ -83,7 +88,7 @@ def execute_job(job: str) -> JobOutcome:
             raise_on_error=False,
             # The command shows its own progress; the run's log is in the UI.
             run_config={"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}},
-            tags={"lakehouse/command": "run"},
+            tags={BY_HAND_TAG: "run"},
         )
     outcome = JobOutcome(success=result.success, run_id=result.run_id)
     run_failure = ""
@@ -105,6 +110,7 @@ def execute_job(job: str) -> JobOutcome:
                 outcome.failed_checks.append(evaluation.check_name)
             if line := check_error(event):
                 outcome.errors.append(line)
+                outcome.check_errors.append(line)
     if not outcome.success and not outcome.errors:
         outcome.errors.append(run_failure or "The run failed before its first step.")
     return outcome

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from nightscout_lakehouse.lib.alerts.targets import check_targets, load_targets
 from nightscout_lakehouse.lib.errors import LakehouseError
 from nightscout_lakehouse.lib.lake import Lake
 from nightscout_lakehouse.lib.quality.stages import check_suites
@@ -50,6 +51,7 @@ def examine() -> list[Finding]:
         ("warehouse", _warehouse),
         ("DuckDB extensions", _extensions),
         ("Postgres", _postgres),
+        ("alerts", _alerts),
         ("port", _port),
     ]
     return [*findings, *(_finding(name, check, settings) for name, check in checks)]
@@ -151,6 +153,12 @@ def _extensions(settings: Settings) -> str:
 def _postgres(settings: Settings) -> str:
     with serving_database(settings) as connection:
         return connection.url()
+
+
+def _alerts(settings: Settings) -> str:
+    targets = load_targets(settings)
+    check_targets(targets)
+    return ", ".join(target.name for target in targets) or "nobody is told: LAKEHOUSE_ALERT_URLS is not set"
 
 
 def _port(settings: Settings) -> str:

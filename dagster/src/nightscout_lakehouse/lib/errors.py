@@ -6,7 +6,10 @@ class LakehouseError(Exception):
 
     Attributes:
         hint: What the user can do about it; one sentence, may be empty.
+        is_transient: Whether the same may succeed a minute later.
     """
+
+    is_transient = False
 
     def __init__(self, message: str, hint: str = "") -> None:
         super().__init__(message)
@@ -25,5 +28,17 @@ class LakeError(LakehouseError):
     """The lake cannot be read or written, or holds something it should not."""
 
 
+class WarehouseInUseError(LakeError):
+    """Another process has the warehouse open."""
+
+    is_transient = True
+
+
 class ServingDatabaseError(LakehouseError):
     """The Postgres database cannot be started, reached or written."""
+
+
+class ServingDatabaseUnreachableError(ServingDatabaseError):
+    """The Postgres database is away, busy or restarting."""
+
+    is_transient = True

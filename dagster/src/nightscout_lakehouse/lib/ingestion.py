@@ -132,6 +132,7 @@ class SiteIngestion:
         history_complete: Whether the server has nothing older than what has been read.
         seconds: Duration.
         error: What went wrong, or None. What landed before stays.
+        error_may_pass: Whether the next attempt may go better.
     """
 
     site: str
@@ -150,6 +151,7 @@ class SiteIngestion:
     history_complete: bool = False
     seconds: float = 0.0
     error: str | None = None
+    error_may_pass: bool = False
 
 
 @dataclass(frozen=True)
@@ -227,7 +229,7 @@ def ingest_sites(
                 return reader.read(since=since, until=until)
             except LakehouseError as error:
                 logger.error("%s", error)
-                return replace(reader.report, error=str(error))
+                return replace(reader.report, error=str(error), error_may_pass=error.is_transient)
             except Exception as error:
                 # A fault of ours with one person's data must not keep the others' data away.
                 logger.exception("site %s: reading failed", site.name)

@@ -56,6 +56,8 @@ class NotNightscoutError(NightscoutError):
 class UnreachableError(NightscoutError):
     """No usable answer after all attempts."""
 
+    is_transient = True
+
 
 class _TransientError(Exception):
     """An attempt failed in a way that the next may not."""

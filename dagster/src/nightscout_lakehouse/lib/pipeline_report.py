@@ -69,6 +69,8 @@ def print_run(
         table.add_row(site, *(f"{count:,}" for count in counts), *_figures(summaries.get(site)))
     console.print()
     console.print(table)
+    if not any(run.stored or run.quarantined or run.deletions for run in runs.values()):
+        console.print("No new reading on any site.")
     if collections:
         parts = [f"{c.title} {c.fetched:,} fetched, {c.rows:,} in all" for c in collections]
         console.print("Beside the entries: " + "; ".join(parts) + ".", soft_wrap=True)

@@ -12,7 +12,7 @@ from psycopg2 import errorcodes
 from psycopg2.extensions import connection as PsycopgConnection  # noqa: N812 - psycopg2 spells its class in lower case
 from pydantic import SecretStr
 
-from nightscout_lakehouse.lib.errors import ConfigurationError, ServingDatabaseError
+from nightscout_lakehouse.lib.errors import ConfigurationError, ServingDatabaseError, ServingDatabaseUnreachableError
 
 OLDEST_POSTGRES: Final = 14
 CONNECT_TIMEOUT_SECONDS: Final = 10
@@ -180,6 +180,10 @@ _REFUSALS: Final = (
     (r"too many|remaining connection slots", "has no connection left", "Try again later."),
     (r"starting up|shutting down|recovery mode", "is starting or stopping", "Try again in a moment."),
 )
+# A host name that is not known may be a network that is down.
+_MAY_PASS: Final = frozenset(
+    {"has a host name nobody knows", "cannot be reached", "has no connection left", "is starting or stopping"}
+)
 
 
 def connection_refused(connection: PostgresConnection, error: psycopg2.Error) -> ServingDatabaseError:
@@ -187,7 +191,8 @@ def connection_refused(connection: PostgresConnection, error: psycopg2.Error) ->
     text = _without_password(str(error), connection)
     for pattern, meaning, hint in _REFUSALS:
         if re.search(pattern, text):
-            return ServingDatabaseError(f"The database {connection.address} {meaning}.", hint)
+            kind = ServingDatabaseUnreachableError if meaning in _MAY_PASS else ServingDatabaseError
+            return kind(f"The database {connection.address} {meaning}.", hint)
     return ServingDatabaseError(f"The database {connection.address} cannot be opened: {_first_line(text)}.")
 
 
@@ -203,9 +208,15 @@ def statement_failed(connection: PostgresConnection, error: psycopg2.Error) -> S
         case errorcodes.QUERY_CANCELED:
             return ServingDatabaseError(f"{prefix} stopped the statement: {text}.", "Narrow it and try again.")
         case errorcodes.LOCK_NOT_AVAILABLE:
-            return ServingDatabaseError(f"{prefix} is busy: {text}.", "Wait for the other writer to finish.")
+            return ServingDatabaseUnreachableError(f"{prefix} is busy: {text}.", "Wait for the other writer to finish.")
         case None if not isinstance(error, psycopg2.ProgrammingError):
-            return ServingDatabaseError(f"{prefix} was lost: {text}.", "Nothing was half-written; run again.")
+            return ServingDatabaseUnreachableError(
+                f"{prefix} was lost: {text}.", "Nothing was half-written; run again."
+            )
+        case errorcodes.ADMIN_SHUTDOWN | errorcodes.CRASH_SHUTDOWN | errorcodes.DEADLOCK_DETECTED:
+            return ServingDatabaseUnreachableError(
+                f"{prefix} broke off: {text}.", "Nothing was half-written; run again."
+            )
         case _:
             return ServingDatabaseError(f"{prefix} reports: {text}.")
 

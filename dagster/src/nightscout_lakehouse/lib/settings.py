@@ -71,6 +71,14 @@ class Settings(BaseSettings):
         None, validation_alias="LAKEHOUSE_DROP_DATE_ORDER"
     )
 
+    alert_urls: SecretStr = Field(SecretStr(""), validation_alias="LAKEHOUSE_ALERT_URLS")
+    alert_escalation_urls: SecretStr = Field(SecretStr(""), validation_alias="LAKEHOUSE_ALERT_ESCALATION_URLS")
+    alert_escalate_minutes: int = Field(15, ge=1, le=24 * 60, validation_alias="LAKEHOUSE_ALERT_ESCALATE_MINUTES")
+    alert_quiet_hours: str = Field(
+        "", pattern=r"^$|^\d\d:\d\d-\d\d:\d\d$", validation_alias="LAKEHOUSE_ALERT_QUIET_HOURS"
+    )
+    ui_url: str = Field("", validation_alias="LAKEHOUSE_UI_URL")
+
     dagster_port: int = Field(3000, ge=1, le=65535, validation_alias="DAGSTER_PORT")
     lock_timeout_seconds: float = Field(900.0, ge=0, validation_alias="LAKEHOUSE_LOCK_TIMEOUT_SECONDS")
 
@@ -127,6 +135,16 @@ class Settings(BaseSettings):
     def quality_dir(self) -> Path:
         """Results and reports of the validations."""
         return self.home / "quality"
+
+    @property
+    def alerts_dir(self) -> Path:
+        """State and outbox of the alerts."""
+        return self.home / "alerts"
+
+    @property
+    def run_url(self) -> str:
+        """Where people open a run in the Dagster UI; its id follows."""
+        return f"{self.ui_url.rstrip('/') or f'http://127.0.0.1:{self.dagster_port}'}/runs/"
 
     @property
     def duckdb_extension_dir(self) -> Path:

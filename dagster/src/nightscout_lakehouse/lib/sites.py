@@ -10,6 +10,7 @@ from zoneinfo import ZoneInfo, available_timezones
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, ValidationInfo, field_validator
 
+from nightscout_lakehouse.lib.alerts.rules import DEFAULT_RULES, AlertRules
 from nightscout_lakehouse.lib.errors import ConfigurationError
 from nightscout_lakehouse.lib.settings import Settings, site_secret
 
@@ -28,6 +29,7 @@ class Site:
         token: Access token; empty for none.
         api_secret: API secret; empty for none. The token goes first where both are set.
         date_order: Order of day and month in exported files that do not show it.
+        alerts: Thresholds and quiet hours of its alerts.
     """
 
     name: str
@@ -37,6 +39,7 @@ class Site:
     token: SecretStr = field(default=SecretStr(""), repr=False)
     api_secret: SecretStr = field(default=SecretStr(""), repr=False)
     date_order: Literal["day_first", "month_first"] | None = None
+    alerts: AlertRules = DEFAULT_RULES
 
 
 class _SiteEntry(BaseModel):
@@ -50,6 +53,7 @@ class _SiteEntry(BaseModel):
     timezone: str | None = None
     sensor_interval_minutes: float | None = Field(None, gt=0, le=60)
     date_order: Literal["day_first", "month_first"] | None = None
+    alerts: AlertRules = DEFAULT_RULES
 
     @field_validator("url", mode="after")
     @classmethod
@@ -161,6 +165,7 @@ def _sites_from_file(path: Path) -> list[Site]:
             api_secret=_secret(entry.api_secret_env, entry.name, path),
             where=f"{path.name}, site {entry.name}",
             date_order=entry.date_order,
+            alerts=entry.alerts,
             is_of_files=entry.source == "files",
         )
         for entry in parsed.sites
@@ -189,6 +194,7 @@ def _site(
     api_secret: SecretStr,
     where: str,
     date_order: Literal["day_first", "month_first"] | None = None,
+    alerts: AlertRules = DEFAULT_RULES,
     is_of_files: bool = False,
 ) -> Site:
     _check_name(name, where)
@@ -218,6 +224,7 @@ def _site(
         token=token if token.get_secret_value() else SecretStr(pasted_token),
         api_secret=api_secret,
         date_order=date_order,
+        alerts=alerts,
     )
 
 

@@ -21,7 +21,7 @@ from pathlib import Path
 import duckdb
 
 from nightscout_lakehouse.lib.clinical.duckdb_functions import register
-from nightscout_lakehouse.lib.errors import LakeError
+from nightscout_lakehouse.lib.errors import LakeError, WarehouseInUseError
 from nightscout_lakehouse.lib.nightscout_collections import ENTRIES
 from nightscout_lakehouse.lib.settings import Settings
 
@@ -83,14 +83,15 @@ def connect(settings: Settings, path: Path | None = None, *, read_only: bool = F
         read_only: Refuse writes; several processes can then read at once.
 
     Raises:
-        LakeError: Another process holds the file, or an extension's wheel is missing.
+        WarehouseInUseError: Another process holds the file.
+        LakeError: An extension's wheel is missing.
     """
     try:
         connection = duckdb.connect(str(path) if path else ":memory:", read_only=read_only)
     except duckdb.IOException as error:
         if "lock" not in str(error).lower():
             raise
-        raise LakeError(
+        raise WarehouseInUseError(
             f"The warehouse {path} is in use by another process.",
             "Wait for the running pipeline to finish, or close the program that has it open.",
         ) from None

@@ -5,7 +5,8 @@ from typing import Any
 
 import dagster as dg
 
-from nightscout_lakehouse.lib.alerts import check_failure, failure_message
+from nightscout_lakehouse.lib.alerts.run_failure import check_failure, failure_message
+from nightscout_lakehouse.lib.settings import load_settings
 
 logger = logging.getLogger("nightscout_lakehouse.alerts")
 
@@ -14,18 +15,35 @@ logger = logging.getLogger("nightscout_lakehouse.alerts")
     name="pipeline_failure_alert",
     default_status=dg.DefaultSensorStatus.RUNNING,
     description="Writes one line to the log for every failed run: job, run id, and the step with its error, "
-    "or the critical check with the site, the first row that does not hold and the report.",
+    "or the critical check with the site, the first row that does not hold and the report. Tells the same to "
+    "LAKEHOUSE_ALERT_URLS, once in the cool-down for the same cause.",
 )
 def pipeline_failure_alert(context: dg.RunFailureSensorContext) -> None:
     """Say which run failed, where and why."""
-    message = failure_message(
-        job=context.dagster_run.job_name,
-        run_id=context.dagster_run.run_id,
-        steps=[step_errors(event) for event in context.get_step_failure_events() if not failed_by_check(event)],
-        checks=_failed_checks(context),
-        reason=run_error(context.failure_event),
-    )
-    logger.error("%s", message)
+    from nightscout_lakehouse.lib.alerts.runs import run_failed, secrets_of
+    from nightscout_lakehouse.lib.quality.stages import redacted
+
+    job, run_id = context.dagster_run.job_name, context.dagster_run.run_id
+    steps = [step_errors(event) for event in context.get_step_failure_events() if not failed_by_check(event)]
+    checks, reason = _failed_checks(context), run_error(context.failure_event)
+    message = failure_message(job=job, run_id=run_id, steps=steps, checks=checks, reason=reason)
+    settings = load_settings()
+    # First to where little can go wrong.
+    logger.error("%s", redacted(message, secrets_of(settings)))
+    run_failed(settings, job=job, run_id=run_id, steps=steps, checks=checks, reason=reason)
+
+
+@dg.run_status_sensor(
+    run_status=dg.DagsterRunStatus.SUCCESS,
+    name="pipeline_recovery_alert",
+    default_status=dg.DefaultSensorStatus.RUNNING,
+    description="Tells LAKEHOUSE_ALERT_URLS that a job succeeds again whose failure was told.",
+)
+def pipeline_recovery_alert(context: dg.RunStatusSensorContext) -> None:
+    """Say that a job is well again."""
+    from nightscout_lakehouse.lib.alerts.runs import run_succeeded
+
+    run_succeeded(load_settings(), job=context.dagster_run.job_name, run_id=context.dagster_run.run_id)
 
 
 def _failed_checks(context: dg.RunFailureSensorContext) -> list[str]:

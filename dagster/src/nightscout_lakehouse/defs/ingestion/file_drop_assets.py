@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 import dagster as dg
 
 from nightscout_lakehouse.defs.resources import LakehouseResource
+from nightscout_lakehouse.defs.retrying import retries_what_may_pass
 from nightscout_lakehouse.lib.sources.file_drop import FileImport, import_drop
 
 GROUP = "nightscout"
@@ -24,6 +25,7 @@ GROUP = "nightscout"
         ),
     ],
 )
+@retries_what_may_pass
 def raw_file_drop(
     context: dg.AssetExecutionContext, lakehouse: LakehouseResource
 ) -> Iterator[dg.MaterializeResult[None] | dg.AssetCheckResult]:

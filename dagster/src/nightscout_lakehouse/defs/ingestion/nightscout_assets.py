@@ -8,6 +8,7 @@ import dagster as dg
 
 from nightscout_lakehouse.defs.ingestion.file_drop_assets import raw_file_drop
 from nightscout_lakehouse.defs.resources import LakehouseResource
+from nightscout_lakehouse.defs.retrying import retries_what_may_pass
 from nightscout_lakehouse.lib.ingestion import SiteIngestion, ingest_sites, newest_documents
 from nightscout_lakehouse.lib.lake import RAW_SCHEMA
 from nightscout_lakehouse.lib.nightscout_collections import DEVICE_STATUS, ENTRIES, PROFILES, TREATMENTS, Collection
@@ -47,13 +48,15 @@ def _conservation_check(asset: str) -> dg.AssetCheckSpec:
         ),
     ],
 )
+@retries_what_may_pass
 def raw_nightscout_entries(
     context: dg.AssetExecutionContext, lakehouse: LakehouseResource
 ) -> Iterator[dg.MaterializeResult[None] | dg.AssetCheckResult]:
     """Read what is new, changed or gone on every site; each document lands unchanged in an immutable batch file."""
     reports = ingest_sites(lakehouse.sites, lakehouse.settings, lakehouse.lake)
-    lakehouse.unreadable_sites.update(report.site for report in reports if report.error)
     _fail_if_none_was_read(lakehouse, reports)
+    # After the above: what is tried again and then read is readable.
+    lakehouse.unreadable_sites.update(report.site for report in reports if report.error)
     yield _ingestion_result(context, lakehouse, "raw_nightscout_entries", reports, ENTRIES)
     yield _read_check(reports, dg.AssetCheckSeverity.ERROR)
 
@@ -64,6 +67,7 @@ def raw_nightscout_entries(
     owners=OWNERS,
     partitions_def=dg.MonthlyPartitionsDefinition(start_date=FIRST_MONTH, end_offset=1),
 )
+@retries_what_may_pass
 def reread_nightscout_entries(
     context: dg.AssetExecutionContext, lakehouse: LakehouseResource
 ) -> Iterator[dg.MaterializeResult[None]]:
@@ -96,6 +100,7 @@ def reread_nightscout_entries(
         ),
     ],
 )
+@retries_what_may_pass
 def processed_nightscout_entries(
     lakehouse: LakehouseResource,
 ) -> Iterator[dg.MaterializeResult[None] | dg.AssetCheckResult]:
@@ -125,6 +130,7 @@ def raw_collection_asset(collection: Collection, description: str) -> dg.AssetsD
             dg.AssetCheckSpec("every_site_was_read", asset=name, description="No site failed to show this collection.")
         ],
     )
+    @retries_what_may_pass
     def raw_asset(
         context: dg.AssetExecutionContext, lakehouse: LakehouseResource
     ) -> Iterator[dg.MaterializeResult[None] | dg.AssetCheckResult]:
@@ -153,6 +159,7 @@ def processed_collection_asset(collection: Collection, description: str) -> dg.A
         freshness_policy=FRESHNESS,
         check_specs=[_conservation_check(name)],
     )
+    @retries_what_may_pass
     def processed_asset(lakehouse: LakehouseResource) -> Iterator[dg.MaterializeResult[None] | dg.AssetCheckResult]:
         yield from _processing_results(lakehouse, collection)
 
@@ -252,8 +259,7 @@ def _fail_if_none_was_read(lakehouse: LakehouseResource, reports: Sequence[SiteI
         raise dg.Failure(
             description="No site could be read. " + " ".join(str(report.error) for report in failed),
             metadata={"sites": dg.MetadataValue.md(_ingestion_table(reports))},
-            # The client has retried what can pass; the next tick tries again.
-            allow_retries=False,
+            allow_retries=all(report.error_may_pass for report in failed),
         )
 
 

@@ -30,11 +30,20 @@ nightscout_backfill = dg.define_asset_job(
     executor_def=dg.in_process_executor,
 )
 
-nightscout_every_30_min = dg.ScheduleDefinition(
+_WAITING = [dg.DagsterRunStatus.NOT_STARTED, dg.DagsterRunStatus.QUEUED]
+
+
+@dg.schedule(
     name="nightscout_every_30_min",
     job=nightscout_pipeline,
     cron_schedule="*/30 * * * *",
     execution_timezone="UTC",
     default_status=dg.DefaultScheduleStatus.RUNNING,
-    description="Every half hour, on the hour and half past.",
+    description="Every half hour, on the hour and half past. Runs never overlap, and no more than one waits.",
 )
+def nightscout_every_30_min(context: dg.ScheduleEvaluationContext) -> dg.RunRequest | dg.SkipReason:
+    """One run, unless one waits already behind a long one: it reads everything since the last."""
+    waiting = context.instance.get_runs_count(dg.RunsFilter(job_name=nightscout_pipeline.name, statuses=_WAITING))
+    if waiting:
+        return dg.SkipReason("A run waits already; it will read everything since the last.")
+    return dg.RunRequest()

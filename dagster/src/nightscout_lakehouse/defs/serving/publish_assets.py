@@ -5,6 +5,7 @@ from collections.abc import Iterator
 import dagster as dg
 
 from nightscout_lakehouse.defs.resources import LakehouseResource
+from nightscout_lakehouse.defs.retrying import retries_what_may_pass
 from nightscout_lakehouse.defs.table_metadata import table_metadata
 from nightscout_lakehouse.defs.transform.dbt_assets import published_key
 from nightscout_lakehouse.lib.publishing import PUBLISHED_TABLES, TableReport, publish
@@ -27,6 +28,7 @@ TABLE_NAMES = tuple(table.name for table in PUBLISHED_TABLES)
         for table in TABLE_NAMES
     ]
 )
+@retries_what_may_pass
 def published_curated_tables(lakehouse: LakehouseResource) -> Iterator[dg.MaterializeResult[None]]:
     """Publish the curated rows that changed; readers see all of it or nothing."""
     with open_warehouse(lakehouse.settings) as warehouse:

@@ -9,6 +9,7 @@ import dagster as dg
 from dagster_dbt import DagsterDbtTranslator, DagsterDbtTranslatorSettings, dbt_assets
 
 from nightscout_lakehouse.defs.resources import LakehouseResource
+from nightscout_lakehouse.defs.retrying import retries_what_may_pass
 from nightscout_lakehouse.defs.table_metadata import table_metadata
 from nightscout_lakehouse.lib.dbt_project import DbtBuildResult, DbtError, DbtNodeResult, DbtProject, Target
 from nightscout_lakehouse.lib.publishing import published_position
@@ -54,6 +55,7 @@ MANIFEST = DbtProject(load_settings()).prepare_manifest()
 
 
 @dbt_assets(manifest=MANIFEST, select=ENRICHED, dagster_dbt_translator=TRANSLATOR, name="nightscout_enriched")
+@retries_what_may_pass
 def nightscout_enriched(context: dg.AssetExecutionContext, lakehouse: LakehouseResource) -> Iterator[Any]:
     """Readings with what follows from them, on DuckDB: only the days that a batch touched are computed anew."""
     yield from _build(context, lakehouse, "duckdb")
@@ -65,12 +67,14 @@ def nightscout_enriched(context: dg.AssetExecutionContext, lakehouse: LakehouseR
     dagster_dbt_translator=TRANSLATOR,
     name="nightscout_curated",
 )
+@retries_what_may_pass
 def nightscout_curated(context: dg.AssetExecutionContext, lakehouse: LakehouseResource) -> Iterator[Any]:
     """Everything that counts, on DuckDB, from the validated readings."""
     yield from _build(context, lakehouse, "duckdb")
 
 
 @dbt_assets(manifest=MANIFEST, select=MARTS, dagster_dbt_translator=TRANSLATOR, name="nightscout_marts")
+@retries_what_may_pass
 def nightscout_marts(context: dg.AssetExecutionContext, lakehouse: LakehouseResource) -> Iterator[Any]:
     """The marts, on Postgres, from the published tables."""
     yield from _build(context, lakehouse, "postgres")
