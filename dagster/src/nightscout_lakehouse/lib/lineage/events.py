@@ -283,7 +283,7 @@ def _input_fields(
             field=source.column,
             transformations=[
                 column_lineage_dataset.Transformation(
-                    type="DIRECT" if source.is_direct else "INDIRECT", subtype=source.subtype, description=""
+                    type="DIRECT" if source.is_direct else "INDIRECT", subtype=source.subtype
                 )
             ],
         )

@@ -1,11 +1,13 @@
 """The events on disk: one line of JSON each, in the order in which they were emitted.
 
 `events.ndjson` is what the `lakehouse lineage` commands read. When a run begins and the file is larger than
-`ROTATE_BYTES`, it becomes `events-<time>.ndjson`; a run is never split. The new file begins with the newest event of
+`ROTATE_BYTES`, it becomes `events-<time>.ndjson.gz`; a run is never split. The new file begins with the newest event of
 each job that says what its columns are made of: each file alone has the whole graph.
 """
 
+import gzip
 import json
+import shutil
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -14,8 +16,9 @@ from filelock import FileLock
 
 EVENTS_FILE = "events.ndjson"
 ROTATE_BYTES = 20_000_000
-# At most 200 MB with the current one.
-KEEP_FILES = 9
+# A tick with new data writes 2 MB, so some weeks of them; compressed, less than 100 MB.
+KEEP_FILES = 60
+_OLD_FILES = "events-*.ndjson.gz"
 _LOCK_TIMEOUT_SECONDS = 10
 
 
@@ -46,17 +49,22 @@ class Journal:
             if not self.path.is_file() or self.path.stat().st_size <= largest_bytes:
                 return
             carried = _newest_with_columns(self.path)
-            self.path.replace(self._folder / f"events-{datetime.now(UTC):%Y%m%dT%H%M%S%f}.ndjson")
-            for line in carried:
-                append_line(self.path, line)
-            for old in sorted(self._folder.glob("events-*.ndjson"))[:-keep]:
-                old.unlink()
+            # Killed in between, it is done again: the current file goes last.
+            old = self._folder / f"events-{datetime.now(UTC):%Y%m%dT%H%M%S%f}.ndjson.gz"
+            unfinished = self._folder / ".rotating"
+            with self.path.open("rb") as source, gzip.open(unfinished, "wb", compresslevel=6) as target:
+                shutil.copyfileobj(source, target)
+            unfinished.replace(old)
+            unfinished.write_text("".join(f"{line}\n" for line in carried), encoding="utf-8")
+            unfinished.replace(self.path)
+            for older in sorted(self._folder.glob(_OLD_FILES))[:-keep]:
+                older.unlink()
 
 
 def event_files(folder: Path) -> list[Path]:
-    """All event files, the oldest first."""
+    """All event files, the oldest first; some events stand in two, since each file begins with the graph so far."""
     current = folder / EVENTS_FILE
-    return [*sorted(folder.glob("events-*.ndjson")), *([current] if current.is_file() else [])]
+    return [*sorted(folder.glob(_OLD_FILES)), *([current] if current.is_file() else [])]
 
 
 def append_line(path: Path, line: str) -> None:
@@ -70,8 +78,8 @@ def append_line(path: Path, line: str) -> None:
 
 
 def read_lines(path: Path) -> Iterator[str]:
-    """The whole lines of a file; what a killed process left unfinished is skipped."""
-    with path.open("rb") as file:
+    """The whole lines of an event file; what a killed process left unfinished is skipped."""
+    with gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as file:
         for raw in file:
             line = raw.strip()
             if line.startswith(b"{") and line.endswith(b"}") and raw.endswith(b"\n"):
