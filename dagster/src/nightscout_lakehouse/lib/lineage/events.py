@@ -201,9 +201,7 @@ def output_dataset(
         facets["symlinks"] = symlinks(symlink)
     output_facets: dict[str, Any] = {}
     if written.rows is not None:
-        output_facets["outputStatistics"] = output_statistics_output_dataset.OutputStatisticsOutputDatasetFacet(
-            rowCount=written.rows, size=written.bytes, fileCount=written.files
-        )
+        output_facets["outputStatistics"] = output_statistics(written)
     if condition := _sites_condition(written.sites):
         output_facets["subset"] = base_subset_dataset.OutputSubsetOutputDatasetFacet(outputCondition=condition)
     return OutputDataset(namespace=name.namespace, name=name.name, facets=facets, outputFacets=output_facets)
@@ -214,6 +212,13 @@ def unchanged_dataset(name: DatasetName, columns: Sequence[ColumnFacts]) -> Outp
     plain = tuple(replace(column, description="") for column in columns)
     return OutputDataset(
         namespace=name.namespace, name=name.name, facets={"schema": schema(plain)} if plain else {}, outputFacets={}
+    )
+
+
+def output_statistics(written: Written) -> output_statistics_output_dataset.OutputStatisticsOutputDatasetFacet:
+    """How much was written."""
+    return output_statistics_output_dataset.OutputStatisticsOutputDatasetFacet(
+        rowCount=written.rows, size=written.bytes, fileCount=written.files
     )
 
 

@@ -69,6 +69,8 @@ class Outbox:
         """Wait for the rest to be sent, but not long, and not for a server that is down; whether all was sent."""
         deadline = time.monotonic() + seconds
         with self._changed:
+            if self._thread is None:
+                return True
             while not (self._is_idle or self._is_down) and (left := deadline - time.monotonic()) > 0:
                 self._changed.wait(left)
             self._is_closing = True
