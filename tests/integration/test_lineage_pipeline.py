@@ -171,10 +171,7 @@ def test_every_step_and_asset_of_every_run_begins_and_ends(recorded: Recorded) -
             assert len({each["job"]["name"] for each in events}) == 1
         jobs = [events[0]["job"]["name"] for events in runs.values()]
         assert len(jobs) == len(set(jobs))
-        assert {"nightscout_pipeline", *outcome.step_seconds, *outcome.metadata} - set(jobs) == {
-            # It holds no data; the checks that record it are a job of their own.
-            "validate_glucose_enriched"
-        }
+        assert {"nightscout_pipeline", *outcome.step_seconds, *outcome.metadata} - set(jobs) == set()
         by_id = {run_id: events[0] for run_id, events in runs.items()}
         for each in recorded.of(outcome):
             assert each["job"]["namespace"] == "nightscout"
@@ -294,7 +291,8 @@ def test_rows_and_bytes_are_those_of_the_tables(recorded: Recorded) -> None:
     for table, size in marts:
         rows = read_query(recorded.owner, f"select count(*) from marts.{table}").rows[0][0]
         assert statistics(table)["rowCount"] == rows, table
-        assert statistics(table).get("size") == size, table
+        # Postgres adds its map of free space when it is quiet.
+        assert size is None or 0 <= size - statistics(table)["size"] <= 65_536, table
     for collection in COLLECTIONS:
         files = list(Path(recorded.settings.lake_url, "raw", collection.name).rglob("*.parquet"))
         raw = statistics(f"raw_{collection.name}")
@@ -339,7 +337,9 @@ def test_events_say_what_ran_what_was_checked_and_whose_it_is(recorded: Recorded
     assert all(each["success"] for each in assertions if each["severity"] == "error")
     expectations = recorded.complete("validate_enriched_readings")["inputs"][0]
     assert expectations["name"] == "warehouse.intermediate.int_glucose_enriched"
-    assert len(expectations["inputFacets"]["dataQualityAssertions"]["assertions"]) >= 5
+    assertions = expectations["inputFacets"]["dataQualityAssertions"]["assertions"]
+    assert len(assertions) >= 5
+    assert {each["assertion"] for each in assertions} >= {"expect_column_values_to_be_between"}
     assert expectations["inputFacets"]["dataQualityMetrics"]["rowCount"] > 1000
     conserved = recorded.complete("processed_nightscout_entries.checks")["inputs"][0]["inputFacets"]
     assert "documents_are_conserved" in {each["name"] for each in conserved["dataQualityAssertions"]["assertions"]}
@@ -355,8 +355,11 @@ def test_a_run_with_nothing_new_says_so_in_little(recorded: Recorded) -> None:
     assert [dataset(each) for each in mart["inputs"]] == [dataset(each) for each in full["inputs"]]
     assert "columnLineage" not in mart["outputs"][0]["facets"]
     assert "outputStatistics" not in mart["outputs"][0]["outputFacets"]
+    (raw,) = [e for e in recorded.of(recorded.second, "COMPLETE") if e["job"]["name"] == "raw_nightscout_entries"]
+    assert "columnLineage" not in raw["outputs"][0]["facets"]
+    assert "subset" in raw["inputs"][0]["inputFacets"]
     size = {run.run_id: sum(len(json.dumps(e)) for e in recorded.of(run)) for run in (recorded.first, recorded.second)}
-    assert size[recorded.second.run_id] < size[recorded.first.run_id] / 3
+    assert size[recorded.second.run_id] < size[recorded.first.run_id] / 5
 
 
 def test_a_server_that_went_away_in_the_middle_has_everything_in_order(recorded: Recorded) -> None:

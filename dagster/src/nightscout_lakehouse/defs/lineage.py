@@ -5,7 +5,7 @@ The resource `lakehouse` opens it. No asset knows of it, and nothing that goes w
 
 import logging
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+CheckKinds = Mapping[tuple[str, str], str]
+
 # Set by the scheduler.
 _SCHEDULED_TIME_TAG = ".dagster/scheduled_execution_time"
 
@@ -38,12 +40,12 @@ class RunLineage:
 
     Args:
         recorder: Writes the events; None for none.
-        catalog: What the definitions say.
+        check_kinds: What each check checks, by asset and check.
     """
 
-    def __init__(self, recorder: "RunRecorder | None" = None, catalog: "Catalog | None" = None) -> None:
+    def __init__(self, recorder: "RunRecorder | None" = None, check_kinds: CheckKinds | None = None) -> None:
         self._recorder = recorder
-        self._catalog = catalog
+        self._check_kinds = check_kinds or {}
         self._written: dict[str, list[Written]] = defaultdict(list)
         self._checks: dict[str, list[CheckFacts]] = defaultdict(list)
 
@@ -59,7 +61,7 @@ class RunLineage:
 
             catalog = _catalog()
             emitter = Emitter(settings, _secrets(settings))
-            lineage = cls(RunRecorder(settings, _run_facts(run), catalog, emitter), catalog)
+            lineage = cls(RunRecorder(settings, _run_facts(run), catalog, emitter), catalog.check_kinds)
         except Exception:
             logger.warning("This run has no lineage events.", exc_info=True)
             return cls()
@@ -93,7 +95,7 @@ class RunLineage:
             case kinds.ASSET_MATERIALIZATION:
                 self._written[step].append(_written(event.step_materialization_data.materialization, at))
             case kinds.ASSET_CHECK_EVALUATION:
-                self._checks[step].append(_check(event.asset_check_evaluation_data))
+                self._checks[step].append(_check(event.asset_check_evaluation_data, self._check_kinds))
             case kinds.STEP_SUCCESS:
                 recorder.step_ended(step, at, self._written.pop(step, []), self._checks.pop(step, []))
             case kinds.STEP_FAILURE:
@@ -145,7 +147,11 @@ def _catalog() -> "Catalog":
     graph = defs.resolve_asset_graph()
     assets = {_name(key): _asset(graph, key) for key in graph.materializable_asset_keys}
     steps = {facts.name: facts for facts in map(_step, graph.assets_defs) if facts.name}
-    return Catalog(assets, steps)
+    kinds = {
+        (_name(key.asset_key), key.name): str(graph.get_check_spec(key).metadata.get("expectation", ""))
+        for key in graph.asset_check_keys
+    }
+    return Catalog(assets, steps, {key: kind for key, kind in kinds.items() if kind})
 
 
 def _asset(graph: Any, key: dg.AssetKey) -> "AssetFacts":
@@ -206,8 +212,20 @@ def _written(materialization: dg.AssetMaterialization, at: datetime) -> "Written
         files=_whole(values.get("batch_files", values.get("partitions_written"))),
         columns=_columns(values.get("dagster/column_schema")),
         sites=tuple(report["site"] for report in reports if "site" in report) if isinstance(reports, list) else (),
-        is_unchanged=bool(values.get("unchanged")) and held is None,
+        is_unchanged=_is_unchanged(values),
     )
+
+
+def _is_unchanged(values: Mapping[str, Any]) -> bool:
+    """Whether nothing was written: a model left alone, no new document, no row that differs."""
+    if values.get("unchanged") is True:
+        return True
+    counts = [
+        values[name] for name in ("batch_files", "documents_landed", "partitions_written", "stored") if name in values
+    ]
+    if not values.get("full", True):
+        counts += [values["inserted"], values["updated"], values["deleted"]]
+    return bool(counts) and not any(counts)
 
 
 def _columns(schema: Any) -> "tuple[ColumnFacts, ...]":
@@ -219,7 +237,7 @@ def _columns(schema: Any) -> "tuple[ColumnFacts, ...]":
     return tuple(ColumnFacts(column.name, column.type, column.description or "") for column in schema.columns)
 
 
-def _check(evaluation: dg.AssetCheckEvaluation) -> "CheckFacts":
+def _check(evaluation: dg.AssetCheckEvaluation, kinds: CheckKinds) -> "CheckFacts":
     from nightscout_lakehouse.lib.lineage.facts import CheckFacts
 
     values = {key: value.value for key, value in evaluation.metadata.items()}
@@ -227,6 +245,7 @@ def _check(evaluation: dg.AssetCheckEvaluation) -> "CheckFacts":
         asset=_name(evaluation.asset_key),
         name=evaluation.check_name,
         is_passed=evaluation.passed,
+        kind=kinds.get((_name(evaluation.asset_key), evaluation.check_name), ""),
         is_error=evaluation.severity is dg.AssetCheckSeverity.ERROR,
         description=evaluation.description or "",
         evaluated=_whole(values.get("evaluated")),

@@ -38,7 +38,6 @@ class Emitter:
 
         settings.lineage_dir.mkdir(parents=True, exist_ok=True)
         self._journal = journal = Journal(settings.lineage_dir)
-        self._journal.rotate()
         self._outboxes = outboxes = list[Outbox]()
 
         class Local(Transport):
@@ -58,6 +57,10 @@ class Emitter:
             self._outboxes += _outboxes(settings, self._client.config.transport)
         except Exception as error:
             logger.warning("The OpenLineage transport cannot be set up: %s. Events are only written to a file.", error)
+
+    def begin_run(self) -> None:
+        """A run begins, and no other goes on: the time for a new file, if it is due."""
+        self._journal.rotate()
 
     def emit(self, event: "RunEvent") -> None:
         """Write an event, and have it sent."""

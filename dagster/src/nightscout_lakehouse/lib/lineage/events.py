@@ -157,12 +157,9 @@ def input_dataset(
     sites: Sequence[str] = (),
     columns: Sequence[ColumnFacts] = (),
     description: str = "",
-    symlink: DatasetName | None = None,
 ) -> InputDataset:
     """A dataset that is read; of a dataset that a job of ours writes, that job's events say what it is."""
-    facets = _dataset_facets(name, columns, description, ())
-    if symlink is not None:
-        facets["symlinks"] = symlinks(symlink)
+    facets = _dataset_facets(name, columns, description, ()) if description else {}
     condition = _sites_condition(sites)
     return InputDataset(
         namespace=name.namespace,
@@ -207,12 +204,16 @@ def output_dataset(
     return OutputDataset(namespace=name.namespace, name=name.name, facets=facets, outputFacets=output_facets)
 
 
-def unchanged_dataset(name: DatasetName, columns: Sequence[ColumnFacts]) -> OutputDataset:
+def unchanged_dataset(name: DatasetName, columns: Sequence[ColumnFacts], written: Written) -> OutputDataset:
     """A dataset that stays as it is; what it is was said when it was written."""
-    plain = tuple(replace(column, description="") for column in columns)
-    return OutputDataset(
-        namespace=name.namespace, name=name.name, facets={"schema": schema(plain)} if plain else {}, outputFacets={}
-    )
+    facets: dict[str, Any] = {}
+    if columns:
+        facets["schema"] = schema(tuple(replace(column, description="") for column in columns))
+    if written.rows_held is not None:
+        facets["dataQualityMetrics"] = data_quality_metrics_dataset.DataQualityMetricsDatasetFacet(
+            columnMetrics={}, rowCount=written.rows_held
+        )
+    return OutputDataset(namespace=name.namespace, name=name.name, facets=facets, outputFacets={})
 
 
 def output_statistics(written: Written) -> output_statistics_output_dataset.OutputStatisticsOutputDatasetFacet:

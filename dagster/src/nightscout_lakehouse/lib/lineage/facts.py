@@ -66,10 +66,17 @@ class StepFacts:
 
 @dataclass(frozen=True)
 class Catalog:
-    """The definitions: all assets and steps, by name."""
+    """What the definitions say.
+
+    Attributes:
+        assets: All assets, by name.
+        steps: All steps, by name.
+        check_kinds: What a check checks, by asset and check, as the expectation's type; of those that have such a name.
+    """
 
     assets: Mapping[str, AssetFacts] = field(default_factory=dict)
     steps: Mapping[str, StepFacts] = field(default_factory=dict)
+    check_kinds: Mapping[tuple[str, str], str] = field(default_factory=dict)
 
     def of_step(self, step: str) -> tuple[str, ...]:
         """Names of the assets that a step makes."""

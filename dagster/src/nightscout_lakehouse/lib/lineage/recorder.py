@@ -78,6 +78,7 @@ class RunRecorder:
 
     def begin(self, at: datetime) -> None:
         """The run has begun, and holds the lock of the lake."""
+        self._emitter.begin_run()
         self._open_runs.keep(self._open)
         self._emit("START", at, self._run.job, "JOB", "")
         self._has_begun = True
@@ -96,7 +97,7 @@ class RunRecorder:
         self._started[step] = at
         self._open.steps[step] = self._kind(step)
         self._open_runs.keep(self._open)
-        self._emit("START", at, step, self._kind(step), self._run.job, job_facets=self._step_facets(step))
+        self._emit("START", at, step, self._kind(step), self._run.job)
 
     def step_ended(
         self,
@@ -133,6 +134,7 @@ class RunRecorder:
             self._emit_assets(step, started, at, made, by_asset, checks)
         else:
             inputs = self._checked(step, checks)
+            self._emit_records(step, started, written, inputs)
         self._emit(
             state,
             at,
@@ -218,6 +220,14 @@ class RunRecorder:
             state = "COMPLETE" if error is None else "FAIL"
             self._emit(state, at, name, "CHECK", step, inputs=self._checked(step, found), error=error)
 
+    def _emit_records(
+        self, step: str, started: datetime, written: Sequence[Written], inputs: list[InputDataset]
+    ) -> None:
+        """What checks record of themselves as an asset: it holds no data, and has a run."""
+        for record in written:
+            self._emit("START", started, record.asset, "ASSET", step)
+            self._emit("COMPLETE", record.at, record.asset, "ASSET", step, inputs=inputs)
+
     def _checked(self, step: str, checks: Sequence[CheckFacts]) -> list[InputDataset]:
         inputs = []
         for asset in sorted({check.asset for check in checks}):
@@ -248,7 +258,7 @@ class RunRecorder:
         if name is None:
             return []
         if written.is_unchanged:
-            return [unchanged_dataset(name, asset.columns)]
+            return [unchanged_dataset(name, asset.columns or written.columns, written)]
         names = self._names
         described: dict[str, Any] = {"description": asset.description, "owners": asset.owners}
         if (raw := raw_collection(asset.name)) is not None:
