@@ -1,5 +1,6 @@
 """Lineage of real runs: two sites over HTTP, DuckDB, an external Postgres, and a lineage server that goes away."""
 
+import fcntl
 import json
 import threading
 from collections import defaultdict
@@ -406,3 +407,16 @@ def test_a_run_that_fails_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert events[2]["outputs"] == []
     assert TOKEN not in json.dumps(events)
     assert list((settings.lineage_dir / "open").iterdir()) == []
+
+    # Another run holds the lake.
+    monkeypatch.setenv("LAKEHOUSE_LOCK_TIMEOUT_SECONDS", "0")
+    with settings.lock_path.open("a") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        assert not execute_job("nightscout_pipeline").success
+    started, failed = read_events(settings)[4:]
+    assert (started["eventType"], failed["eventType"], failed["job"]["name"]) == (
+        "START",
+        "FAIL",
+        "nightscout_pipeline",
+    )
+    assert "errorMessage" in failed["run"]["facets"]
