@@ -1,0 +1,507 @@
+"""The graph of datasets, steps and columns that the newest events draw, and walks through it."""
+
+import difflib
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from enum import StrEnum
+
+from nightscout_lakehouse.lib.lineage.event_log import (
+    Event,
+    EventDataset,
+    InputField,
+    JobFacets,
+    LineageError,
+    Transformation,
+    event_key,
+)
+
+_COMPLETE = "COMPLETE"
+_MOST_SUGGESTIONS = 8
+_HOW = {"IDENTITY": "copied", "TRANSFORMATION": "computed", "AGGREGATION": "aggregated"}
+
+
+@dataclass(frozen=True, order=True)
+class DatasetKey:
+    """A dataset as the standard names it: `postgres://host:5432`, `lakehouse.marts.mart_glucose_overview`."""
+
+    namespace: str
+    name: str
+
+
+@dataclass(frozen=True, order=True)
+class ColumnKey:
+    """A column of a dataset, or a field of a document."""
+
+    dataset: DatasetKey
+    column: str
+
+
+@dataclass(frozen=True, order=True)
+class StepKey:
+    """A job as the standard names it."""
+
+    namespace: str
+    name: str
+
+
+Node = DatasetKey | ColumnKey
+
+
+class Direction(StrEnum):
+    """Which way a walk goes: to what something comes from, or to what comes from it."""
+
+    UPSTREAM = "upstream"
+    DOWNSTREAM = "downstream"
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column as the newest schema has it."""
+
+    name: str
+    type: str = ""
+    description: str = ""
+
+
+@dataclass(frozen=True)
+class Check:
+    """A test of a dataset, with its newest outcome."""
+
+    name: str
+    column: str | None
+    is_passed: bool
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """What the newest events say of a dataset; None where they say nothing."""
+
+    key: DatasetKey
+    label: str
+    platform: str
+    columns: tuple[Column, ...] = ()
+    description: str = ""
+    row_count: int | None = None
+    byte_count: int | None = None
+    written_at: datetime | None = None
+    checks: tuple[Check, ...] = ()
+
+
+@dataclass(frozen=True)
+class Step:
+    """A job, as its newest complete run was; where none was complete, as its newest run was.
+
+    Attributes:
+        state: Of its newest run: COMPLETE, FAIL, …
+    """
+
+    key: StepKey
+    inputs: tuple[DatasetKey, ...]
+    outputs: tuple[DatasetKey, ...]
+    run_id: str
+    at: datetime
+    state: str
+    error: str = ""
+    sql: str = ""
+    description: str = ""
+    integration: str = ""
+    commit: str = ""
+
+    @property
+    def label(self) -> str:
+        """Its name without what goes before it in a dotted name."""
+        return self.key.name.rsplit(".", 1)[-1]
+
+
+@dataclass(frozen=True)
+class Link:
+    """One step of a walk.
+
+    Attributes:
+        node: Where it leads.
+        how: What the step does with the values: copied, computed, aggregated, filter, … ; empty if the event is silent.
+        is_direct: The value itself goes over; otherwise it only decides which rows, groups or order there are.
+        step: The job between the two.
+    """
+
+    node: Node
+    how: str
+    is_direct: bool
+    step: StepKey
+
+
+@dataclass(frozen=True)
+class Branch:
+    """A node of the tree that a walk gives.
+
+    Attributes:
+        link: How the walk came here; None at the root.
+        is_repeated: What follows stands elsewhere in the tree already.
+        is_cut: More follows than the depth allows.
+    """
+
+    node: Node
+    link: Link | None = None
+    branches: tuple["Branch", ...] = ()
+    is_repeated: bool = False
+    is_cut: bool = False
+
+
+@dataclass(frozen=True)
+class Graph:
+    """Datasets, steps, and from which columns each column comes.
+
+    Attributes:
+        sources: By column, the links to what it comes from; a dataset's every column is there that has any.
+        targets: The same the other way around.
+        traced: Datasets whose producer says where the columns come from; of the others only the tables are known.
+    """
+
+    datasets: Mapping[DatasetKey, Dataset]
+    steps: Mapping[StepKey, Step]
+    sources: Mapping[ColumnKey, tuple[Link, ...]]
+    targets: Mapping[ColumnKey, tuple[Link, ...]]
+    traced: frozenset[DatasetKey]
+    producers: Mapping[DatasetKey, tuple[Step, ...]]
+    consumers: Mapping[DatasetKey, tuple[Step, ...]]
+
+    def columns_of(self, key: DatasetKey) -> list[Column]:
+        """The columns of the schema, and those that only the lineage of other columns names."""
+        known = {column.name: column for column in self.datasets[key].columns}
+        for node in (*self.sources, *self.targets):
+            if node.dataset == key and node.column not in known:
+                known[node.column] = Column(node.column)
+        return list(known.values())
+
+    def label(self, node: Node) -> str:
+        """The shortest name that tells a node from all others."""
+        if isinstance(node, ColumnKey):
+            return f"{self.datasets[node.dataset].label}.{node.column}"
+        return self.datasets[node].label
+
+    def links(self, node: Node, direction: Direction, *, with_indirect: bool = True) -> list[Link]:
+        """The nodes beside a node.
+
+        A column whose dataset's producer says nothing of columns leads to whole datasets.
+        """
+        if isinstance(node, DatasetKey):
+            return self._dataset_links(node, direction)
+        if direction is Direction.UPSTREAM:
+            found = list(self.sources.get(node, ()))
+            if node.dataset not in self.traced:
+                found += self._dataset_links(node.dataset, direction)
+        else:
+            found = list(self.targets.get(node, ()))
+            found += [link for link in self._dataset_links(node.dataset, direction) if link.node not in self.traced]
+        return [link for link in found if link.is_direct or with_indirect]
+
+    def _dataset_links(self, key: DatasetKey, direction: Direction) -> list[Link]:
+        links = []
+        if direction is Direction.UPSTREAM:
+            for step in self.producers.get(key, ()):
+                links += [Link(each, "", True, step.key) for each in step.inputs if each != key]
+        else:
+            for step in self.consumers.get(key, ()):
+                links += [Link(each, "", True, step.key) for each in step.outputs if each != key]
+        return list({link.node: link for link in links}.values())
+
+    def walk(self, node: Node, direction: Direction, depth: int, *, with_indirect: bool = False) -> Branch:
+        """All that a node comes from, or that comes from it, as a tree; each node is followed once."""
+        return self._branch(node, None, direction, depth, with_indirect, set())
+
+    def _branch(
+        self, node: Node, link: Link | None, direction: Direction, depth: int, with_indirect: bool, seen: set[Node]
+    ) -> Branch:
+        links = self.links(node, direction, with_indirect=with_indirect)
+        if node in seen:
+            return Branch(node, link, is_repeated=bool(links))
+        if depth == 0:
+            return Branch(node, link, is_cut=bool(links))
+        seen.add(node)
+        below = tuple(self._branch(each.node, each, direction, depth - 1, with_indirect, seen) for each in links)
+        return Branch(node, link, below)
+
+    def find(self, text: str) -> Node:
+        """The dataset or column that a person means.
+
+        Args:
+            text: A name or the end of one: `mart_glucose_overview`, `marts.mart_glucose_overview.time_in_range_pct`.
+
+        Raises:
+            LineageError: Nothing or more than one thing has that name; names what is near.
+        """
+        wanted = text.strip().casefold()
+        found: list[Node] = list(self._named(wanted))
+        for position in _dots(wanted):
+            for key in self._named(wanted[:position]):
+                names = [column.name for column in self.columns_of(key)]
+                found += [ColumnKey(key, name) for name in names if name.casefold() == wanted[position + 1 :]]
+        if not found:
+            raise LineageError(f"The lineage knows no {text}.", self._suggestion(wanted))
+        if len(found) > 1:
+            labels = ", ".join(sorted(self.label(node) for node in found))
+            raise LineageError(f"{text} can be each of: {labels}.", "Name one of them.")
+        return found[0]
+
+    def _named(self, wanted: str) -> Iterator[DatasetKey]:
+        exact = [key for key, dataset in self.datasets.items() if wanted in _whole_names(key, dataset.label)]
+        if exact:
+            yield from exact
+            return
+        for key in self.datasets:
+            if wanted and re.search(rf"(^|[./]){re.escape(wanted)}$", _full(key).casefold()):
+                yield key
+
+    def _suggestion(self, wanted: str) -> str:
+        tables = {self.label(key).casefold(): key for key in self.datasets}
+        for position in _dots(wanted):
+            for key in self._named(wanted[:position]):
+                names = [column.name for column in self.columns_of(key)]
+                near = difflib.get_close_matches(wanted[position + 1 :], names, _MOST_SUGGESTIONS, 0.5)
+                columns = ", ".join(near or names[: 3 * _MOST_SUGGESTIONS])
+                return f"{self.label(key)} has {'no such column; near' if near else 'the columns'}: {columns}."
+        columns_named = [
+            f"{self.label(key)}.{column.name}"
+            for key in self.datasets
+            for column in self.columns_of(key)
+            if column.name.casefold() == wanted
+        ]
+        if columns_named:
+            return f"A column is named so in: {', '.join(sorted(columns_named)[: 2 * _MOST_SUGGESTIONS])}."
+        table, _, column = wanted.rpartition(".")
+        candidates = difflib.get_close_matches(wanted, tables, _MOST_SUGGESTIONS, 0.5)
+        for table_near in difflib.get_close_matches(table, tables, 3, 0.6) if table else ():
+            known = {each.name.casefold() for each in self.columns_of(tables[table_near])}
+            candidates += [f"{table_near}.{column}"] if column in known else []
+        candidates += [label for label in tables if wanted and wanted in label and label not in candidates]
+        if candidates:
+            return f"Near: {', '.join(dict.fromkeys(candidates[: 2 * _MOST_SUGGESTIONS]))}."
+        return f"It has {len(tables)} tables; lakehouse lineage open shows them."
+
+
+def build_graph(events: Iterable[Event]) -> Graph:
+    """The graph as it is now.
+
+    Args:
+        events: The newest first. Of each job its newest complete run counts, of each dataset the newest of each facet.
+    """
+    jobs: dict[StepKey, _Job] = {}
+    tables: dict[DatasetKey, _Table] = {}
+    for event in events:
+        job = jobs.setdefault(StepKey(event.job.namespace, event.job.name), _Job())
+        job.add(event)
+        for dataset in event.inputs:
+            tables.setdefault(DatasetKey(*event_key(dataset)), _Table()).add(event, dataset, is_output=False)
+        for dataset in event.outputs:
+            tables.setdefault(DatasetKey(*event_key(dataset)), _Table()).add(event, dataset, is_output=True)
+    steps = {key: step for key, job in jobs.items() if (step := job.step(key)) is not None}
+    sources, traced = _column_sources(steps, jobs)
+    # A column may come from a dataset that no job names as an input.
+    for key in {DatasetKey(*event_key(source)) for job in jobs.values() for source in job.column_inputs()}:
+        tables.setdefault(key, _Table())
+    labels = short_names(tables)
+    datasets = {key: table.dataset(key, labels[key]) for key, table in tables.items()}
+    targets: dict[ColumnKey, list[Link]] = defaultdict(list)
+    for column, links in sources.items():
+        for link in links:
+            if isinstance(link.node, ColumnKey):
+                targets[link.node].append(Link(column, link.how, link.is_direct, link.step))
+    producers: dict[DatasetKey, list[Step]] = defaultdict(list)
+    consumers: dict[DatasetKey, list[Step]] = defaultdict(list)
+    for step in steps.values():
+        for key in step.outputs:
+            producers[key].append(step)
+        for key in step.inputs:
+            consumers[key].append(step)
+    return Graph(
+        dict(sorted(datasets.items())),
+        dict(sorted(steps.items())),
+        {key: tuple(links) for key, links in sources.items()},
+        {key: tuple(links) for key, links in targets.items()},
+        frozenset(traced),
+        {key: tuple(found) for key, found in producers.items()},
+        {key: tuple(found) for key, found in consumers.items()},
+    )
+
+
+def short_names(keys: Iterable[DatasetKey]) -> dict[DatasetKey, str]:
+    """Of each dataset the shortest name that no other has.
+
+    The end of its name is enough, as `mart_glucose_overview`; where two places hold a table of that name, the place
+    goes before it, as `duckdb:dim_site`. An API's path stays whole.
+    """
+    ends = {key: _ends(key) for key in keys}
+    uses: dict[str, int] = defaultdict(int)
+    uses_of_place: dict[tuple[str, str], int] = defaultdict(int)
+    for key, found in ends.items():
+        for end in found:
+            uses[end] += 1
+            uses_of_place[platform(key), end] += 1
+    names = {}
+    for key, found in ends.items():
+        place = platform(key)
+        end = next((end for end in found if uses_of_place[place, end] == 1), _full(key))
+        names[key] = end if uses[end] <= 1 else f"{place.lower()}:{end}"
+    return names
+
+
+def platform(key: DatasetKey) -> str:
+    """Where a dataset lives, in a word."""
+    scheme = key.namespace.partition(":")[0]
+    known = {"file": "Files", "s3": "Bucket", "duckdb": "DuckDB", "postgres": "Postgres"}
+    return known.get(scheme, "Nightscout" if key.name.startswith("api/") else scheme)
+
+
+def how(transformations: Sequence[Transformation]) -> tuple[str, bool]:
+    """What a step does with a value, in words, and whether the value itself goes over."""
+    direct = [each for each in transformations if each.type != "INDIRECT"]
+    words = [_HOW.get(each.subtype or "", (each.subtype or "").replace("_", " ").lower()) for each in direct]
+    if not transformations or direct:
+        return ", ".join(dict.fromkeys(word for word in words if word)), True
+    words = [(each.subtype or "condition").replace("_", " ").lower() for each in transformations]
+    return ", ".join(dict.fromkeys(words)), False
+
+
+def _full(key: DatasetKey) -> str:
+    return f"{key.namespace}/{key.name}"
+
+
+def _whole_names(key: DatasetKey, label: str) -> tuple[str, ...]:
+    return label.casefold(), key.name.casefold(), _full(key).casefold()
+
+
+def _dots(text: str) -> list[int]:
+    return [position for position, letter in enumerate(text) if letter == "."]
+
+
+def _ends(key: DatasetKey) -> list[str]:
+    """The ends of a name that may stand for it, the shortest first."""
+    if platform(key) == "Nightscout":
+        return [key.name]
+    separator = "/" if "/" in key.name else "."
+    pieces = [piece for piece in key.name.split(separator) if piece]
+    return [separator.join(pieces[start:]) for start in range(len(pieces) - 1, -1, -1)]
+
+
+@dataclass
+class _Job:
+    """What is found of a job while its events are read from the newest to the oldest."""
+
+    newest: Event | None = None
+    complete_id: str | None = None
+    complete: list[Event] = field(default_factory=list)
+    fallback: list[Event] = field(default_factory=list)
+
+    def add(self, event: Event) -> None:
+        self.newest = self.newest or event
+        if self.complete_id is None and event.event_type == _COMPLETE:
+            self.complete_id, self.fallback = event.run.run_id, []
+        if event.run.run_id == self.complete_id:
+            self.complete.append(event)
+        elif self.complete_id is None and event.run.run_id == self.newest.run.run_id:
+            self.fallback.append(event)
+
+    def events(self) -> list[Event]:
+        return self.complete or self.fallback
+
+    def column_inputs(self) -> Iterator[InputField]:
+        for event in self.events():
+            for output in event.outputs:
+                lineage = output.facets.column_lineage
+                for column in lineage.fields.values() if lineage else ():
+                    yield from column.input_fields
+
+    def step(self, key: StepKey) -> Step | None:
+        """None of a job that reads and writes nothing, such as the run that the others are parts of."""
+        events = self.events()
+        inputs = dict.fromkeys(DatasetKey(*event_key(each)) for event in events for each in event.inputs)
+        outputs = dict.fromkeys(DatasetKey(*event_key(each)) for event in events for each in event.outputs)
+        if self.newest is None or not (inputs or outputs):
+            return None
+        facets: list[JobFacets] = [event.job.facets for event in events]
+        error = self.newest.run.facets.error_message
+        return Step(
+            key,
+            tuple(inputs),
+            tuple(outputs),
+            events[0].run.run_id,
+            events[0].event_time,
+            self.newest.event_type,
+            error.message if error else "",
+            next((each.sql.query for each in facets if each.sql), ""),
+            next((each.documentation.description for each in facets if each.documentation), ""),
+            next((each.job_type.integration or "" for each in facets if each.job_type), ""),
+            next((each.source_code_location.version or "" for each in facets if each.source_code_location), ""),
+        )
+
+
+@dataclass
+class _Table:
+    """What is found of a dataset while the events are read from the newest to the oldest."""
+
+    columns: tuple[Column, ...] = ()
+    description: str = ""
+    row_count: int | None = None
+    byte_count: int | None = None
+    written_at: datetime | None = None
+    checks: dict[tuple[str, str | None], Check] = field(default_factory=dict)
+
+    def add(self, event: Event, dataset: EventDataset, *, is_output: bool) -> None:
+        facets = dataset.facets
+        if not self.columns and facets.schema:
+            self.columns = tuple(Column(e.name, e.type or "", e.description or "") for e in facets.schema.fields)
+        if not self.description and facets.documentation:
+            self.description = facets.documentation.description
+        if self.row_count is None:
+            self.row_count = dataset.statistics.row_count
+        if self.byte_count is None:
+            self.byte_count = dataset.statistics.size
+        if is_output and self.written_at is None and event.event_type == _COMPLETE:
+            self.written_at = event.event_time
+        for each in dataset.assertions:
+            self.checks.setdefault((each.assertion, each.column), Check(each.assertion, each.column, each.success))
+
+    def dataset(self, key: DatasetKey, label: str) -> Dataset:
+        return Dataset(
+            key,
+            label,
+            platform(key),
+            self.columns,
+            self.description,
+            self.row_count,
+            self.byte_count,
+            self.written_at,
+            tuple(sorted(self.checks.values(), key=lambda check: (check.is_passed, check.name, check.column or ""))),
+        )
+
+
+def _column_sources(
+    steps: Mapping[StepKey, Step], jobs: Mapping[StepKey, _Job]
+) -> tuple[dict[ColumnKey, list[Link]], set[DatasetKey]]:
+    """Of each column what it comes from, and the datasets of which that is known."""
+    sources: dict[ColumnKey, dict[Node, Link]] = defaultdict(dict)
+    traced: set[DatasetKey] = set()
+    for key in steps:
+        for event in jobs[key].events():
+            for output in event.outputs:
+                lineage = output.facets.column_lineage
+                if lineage is None:
+                    continue
+                dataset = DatasetKey(*event_key(output))
+                traced.add(dataset)
+                for name, column in lineage.fields.items():
+                    for source in column.input_fields:
+                        node = ColumnKey(DatasetKey(source.namespace, source.name), source.field)
+                        given = source.transformations or _of_the_column(column.transformation_type)
+                        words, is_direct = how(given)
+                        # An upsert reads its own table; that says nothing of where its values come from.
+                        if node != ColumnKey(dataset, name):
+                            sources[ColumnKey(dataset, name)].setdefault(node, Link(node, words, is_direct, key))
+    return {key: list(links.values()) for key, links in sources.items()}, traced
+
+
+def _of_the_column(transformation_type: str | None) -> list[Transformation]:
+    return [Transformation("DIRECT", transformation_type)] if transformation_type else []
