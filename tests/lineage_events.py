@@ -1,4 +1,4 @@
-"""OpenLineage events as the emitter writes them, built with the typed client: a small pipeline from an API to a mart."""
+"""OpenLineage events as the emitter writes them, built with the typed client: a small pipeline from API to mart."""
 
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
@@ -45,7 +45,7 @@ def run_id(run: int, step: int = 0) -> str:
 
 
 def event(state: RunState, job: str, run: int, step: int, **parts: Any) -> RunEvent:
-    """One event; `parts` may hold inputs, outputs, job_facets, run_facets and minutes (a run begins every half hour)."""
+    """One event; `parts` may hold inputs, outputs, job_facets and run_facets. A run begins every half hour."""
     facets: dict[str, RunFacet] = dict(parts.get("run_facets", {}))
     if step:
         facets["parent"] = parent_run.ParentRunFacet(
@@ -151,7 +151,12 @@ def pipeline_run(
             [target(READINGS, readings, rows, {c: [(PARQUET, c, direct, "IDENTITY")] for c in readings})],
             {},
         ),
-        ("fact_glucose_readings.test", [source(READINGS, {("unique", "site"): is_unique, ("rows", None): True})], [], {}),
+        (
+            "fact_glucose_readings.test",
+            [source(READINGS, {("unique", "site"): is_unique, ("rows", None): True})],
+            [],
+            {},
+        ),
         (
             "dim_glucose_date",
             [source(READINGS)],
@@ -191,9 +196,7 @@ def pipeline_run(
             message = error_message_run.ErrorMessageRunFacet("no space left\nTraceback …", programmingLanguage="python")
             events.append(event(RunState.FAIL, job, run, number, inputs=inputs, run_facets={"errorMessage": message}))
         else:
-            events.append(
-                event(RunState.COMPLETE, job, run, number, inputs=inputs, outputs=outputs, job_facets=facets)
-            )
+            events.append(event(RunState.COMPLETE, job, run, number, inputs=inputs, outputs=outputs, job_facets=facets))
     return [*events, event(RunState.FAIL if fails else RunState.COMPLETE, PIPELINE, run, 0)]
 
 

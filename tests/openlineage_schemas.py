@@ -1,8 +1,8 @@
 """The OpenLineage JSON schemas, offline, as the installed OpenLineage packages hold them.
 
 * `openlineage-python` holds the core and every facet as classes that its authors generate from the JSON schemas of the
-  specification: names, types, what must be there, allowed values, formats, and the URL of the schema. Here they are turned
-  back into JSON schemas, so that an event is held to just that version of the standard which it names.
+  specification: names, types, what must be there, allowed values, formats, and the URL of the schema. Here they are
+  turned back into JSON schemas, so that an event is held to just that version of the standard which it names.
 * `openlineage-integration-common` holds the JSON schemas of dbt's own facets as files, and one more as a class.
 """
 
@@ -64,7 +64,10 @@ def faults(event: Mapping[str, Any]) -> list[str]:
 def documents() -> dict[str, dict[str, Any]]:
     """The schemas by the URL of their document, with their definitions by name."""
     found: dict[str, dict[str, Any]] = {}
-    modules = [importlib.import_module(f"{generated.__name__}.{each.name}") for each in pkgutil.iter_modules(generated.__path__)]
+    modules = [
+        importlib.import_module(f"{generated.__name__}.{each.name}")
+        for each in pkgutil.iter_modules(generated.__path__)
+    ]
     for module in (*modules, dbt_facets):
         for name, each in inspect.getmembers(module, lambda member: inspect.isclass(member) and attr.has(member)):
             if "_get_schema" in vars(each):
@@ -74,7 +77,7 @@ def documents() -> dict[str, dict[str, Any]]:
         if path.name.startswith("dbt-"):
             schema = json.loads(path.read_text(encoding="utf-8"))
             found[schema["$id"]] = {"$defs": schema["$defs"]}
-    found.update({url: found[_CORE] for url in _OLDER_CORES})
+    found.update(dict.fromkeys(_OLDER_CORES, found[_CORE]))
     return found
 
 
@@ -127,7 +130,7 @@ def _object(described: type[Any]) -> dict[str, Any]:
         schema = _schema(hints[field.name])
         if field.validator is not None and schema.get("type") == "string":
             names = field.validator.__code__.co_names
-            schema |= {"format": form for call, form in _FORMATS.items() if call in names}
+            schema.update(("format", form) for call, form in _FORMATS.items() if call in names)
         properties[field.name] = schema
         # The classes fill these in themselves; the specification demands them.
         if field.default is attr.NOTHING or field.name in {"_producer", "_schemaURL", "producer", "schemaURL"}:

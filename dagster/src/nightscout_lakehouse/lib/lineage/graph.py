@@ -272,10 +272,12 @@ class Graph:
         if columns_named:
             return f"A column is named so in: {', '.join(sorted(columns_named)[: 2 * _MOST_SUGGESTIONS])}."
         table, _, column = wanted.rpartition(".")
-        candidates = difflib.get_close_matches(wanted, tables, _MOST_SUGGESTIONS, 0.5)
-        for table_near in difflib.get_close_matches(table, tables, 3, 0.6) if table else ():
-            known = {each.name.casefold() for each in self.columns_of(tables[table_near])}
-            candidates += [f"{table_near}.{column}"] if column in known else []
+        candidates = [
+            f"{near}.{column}"
+            for near in difflib.get_close_matches(table, tables, _MOST_SUGGESTIONS, 0.6)
+            if column in {each.name.casefold() for each in self.columns_of(tables[near])}
+        ]
+        candidates += difflib.get_close_matches(wanted, tables, _MOST_SUGGESTIONS, 0.6)
         candidates += [label for label in tables if wanted and wanted in label and label not in candidates]
         if candidates:
             return f"Near: {', '.join(dict.fromkeys(candidates[: 2 * _MOST_SUGGESTIONS]))}."
