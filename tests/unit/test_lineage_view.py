@@ -260,7 +260,7 @@ def test_what_a_person_types_is_found(folder: Path) -> None:
             "can be each of: duckdb:dim_glucose_date.site, postgres:dim_glucose_date.site.",
         ),
         ("mart_glucose_overveiw", "knows no mart_glucose_overveiw. Near: mart_glucose_overview"),
-        ("mart_glucose_overveiw.site", "Near: mart_glucose_overview.site, mart_glucose_overview."),
+        ("mart_glucose_overveiw.site", "Near: mart_glucose_overview.site, "),
         ("mart_glucose_overview.time_in_range", "has no such column; near: time_in_range_pct."),
         ("mart_glucose_overview.xyz", "mart_glucose_overview has the columns: site, time_in_range_pct."),
         ("time_in_range_pct", "A column is named so in: duckdb:dim_glucose_date.time_in_range_pct, mart_glucose_over"),
