@@ -71,9 +71,9 @@ def test_the_events_of_these_tests_follow_the_standard() -> None:
 
 
 def test_the_newest_event_comes_first_over_rotated_files(folder: Path) -> None:
-    for number, name in enumerate(("events.ndjson.2", "events.ndjson.1", "events.ndjson")):
+    for number, name in enumerate(("events-20261125T1.ndjson", "events-20261125T2.ndjson", "events.ndjson")):
         made.write(made.pipeline_run(number), folder / name)
-    (folder / "other.ndjson").write_text("no event\n")
+    (folder / "outbox.ndjson").write_text("no event of ours\n")
     times = [event.event_time for event in EventLog(folder).events()]
     ends = [head.event_time for head in EventLog(folder).heads()]
     assert len(times) == 3 * 14
@@ -115,7 +115,7 @@ def test_not_more_is_read_than_allowed(folder: Path) -> None:
     # The event that the limit cuts through is left out.
     assert len(events) == 14
     assert {event.run.run_id for event in events} <= {made.run_id(2, step) for step in range(7)}
-    older = folder / "events.ndjson.1"
+    older = folder / "events-20261125T1.ndjson"
     made.write(made.pipeline_run(9), older)
     assert all(event.run.run_id != made.run_id(9) for event in log.events())
 
@@ -448,6 +448,14 @@ def test_a_run_that_has_not_ended_is_running(folder: Path) -> None:
     made.write(made.pipeline_run(0)[:4], folder / "events.ndjson")
     (run,) = pipeline_runs(EventLog(folder).heads())
     assert (run.state, run.step_count, run.job) == ("RUNNING", 2, "nightscout_pipeline")
+
+
+def test_what_a_rotated_file_brings_along_is_no_run(folder: Path) -> None:
+    carried = [event for event in made.pipeline_run(0) if event.eventType is RunState.COMPLETE and event.outputs]
+    graph = graph_of(folder, carried, made.pipeline_run(1)[:4])
+    runs = pipeline_runs(EventLog(folder).heads())
+    assert [run.run_id for run in runs] == [made.run_id(1)]
+    assert names(graph, graph.walk(graph.find(MART_COLUMN), Direction.UPSTREAM, 100))[-1] == "api/v1/entries.sgv"
 
 
 def test_runs_are_chosen_by_word_or_beginning(folder: Path) -> None:

@@ -88,7 +88,7 @@ class Change:
 
 
 def pipeline_runs(heads: Iterable[EventHead], *, most: int | None = None) -> list[PipelineRun]:
-    """The runs, the newest first.
+    """The runs, the newest first; those of which the file holds no beginning are left out.
 
     Args:
         heads: The newest first.
@@ -100,7 +100,9 @@ def pipeline_runs(heads: Iterable[EventHead], *, most: int | None = None) -> lis
     members: dict[str, list[str]] = defaultdict(list)
     for run_id in runs:
         members[_root_of(run_id, runs)].append(run_id)
-    found = [_pipeline_run(root, ids, runs) for root, ids in members.items()]
+    # A rotated file begins with the last word of older runs; of those no beginning is there, and they are not whole.
+    whole = {root: ids for root, ids in members.items() if any(runs[run_id].has_begun for run_id in ids)}
+    found = [_pipeline_run(root, ids, runs) for root, ids in whole.items()]
     return sorted(found, key=lambda run: run.started_at, reverse=True)[:most]
 
 
@@ -270,15 +272,16 @@ class _Seen:
     newest: EventHead
     started_at: datetime = field(init=False)
     state: str = "RUNNING"
+    has_begun: bool = False
     parent: str | None = None
     root: str | None = None
-    error: bool = False
 
     def __post_init__(self) -> None:
         self.started_at = self.newest.event_time
 
     def add(self, head: EventHead) -> None:
         self.started_at = min(self.started_at, head.event_time)
+        self.has_begun = self.has_begun or head.event_type == "START"
         if self.state == "RUNNING" and head.event_type in _ENDS:
             self.state = head.event_type
         parent = head.run.facets.parent

@@ -4,7 +4,6 @@ The events are those of the standard (https://openlineage.io/docs/spec); of each
 """
 
 import logging
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime
@@ -262,7 +261,7 @@ class EventHead(_Part, frozen=True):
 
 @dataclass(frozen=True)
 class EventLog:
-    """The folder that events are written to: `events.ndjson` and, older, what was rotated away from it.
+    """The folder that events are written to: `events.ndjson` and, older, `events-<time>.ndjson`.
 
     Attributes:
         folder: `LAKEHOUSE_HOME/lineage`.
@@ -274,9 +273,9 @@ class EventLog:
 
     def files(self) -> list[Path]:
         """The files of events, the newest first."""
-        found = [path for path in self.folder.glob("events*") if re.search(r"\.ndjson(\.[\w-]+)?$", path.name)]
-        # The one that is written to now comes first; a rotated file is not touched again.
-        return sorted(found, key=lambda path: (path.name != EVENTS_FILE, -path.stat().st_mtime_ns, path.name))
+        current = self.folder / EVENTS_FILE
+        rotated = sorted(self.folder.glob("events-*.ndjson"), reverse=True)
+        return [*([current] if current.is_file() else []), *rotated]
 
     @property
     def is_cut(self) -> bool:
