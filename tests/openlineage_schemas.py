@@ -11,6 +11,7 @@ import importlib
 import inspect
 import json
 import pkgutil
+import re
 import types
 import typing
 from collections.abc import Iterator, Mapping
@@ -18,7 +19,6 @@ from datetime import datetime
 from functools import cache
 from importlib.resources import files
 from typing import Any
-from urllib.parse import urlsplit
 from uuid import UUID
 
 import attr
@@ -34,6 +34,8 @@ _FORMATS = {"isoparse": "date-time", "UUID": "uuid", "urlparse": "uri"}
 _CORE = "https://openlineage.io/spec/2-0-2/OpenLineage.json"
 # dbt's facets take the base of a facet from these; it is the same in all of them.
 _OLDER_CORES = ("https://openlineage.io/spec/1-0-2/OpenLineage.json",)
+# RFC 3986: a scheme, and no other characters than these.
+_URI = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:[A-Za-z0-9._~:/?#\[\]@!$&'()*+,;=%-]*")
 
 _formats = FormatChecker(())
 
@@ -50,7 +52,7 @@ def _is_uuid(value: object) -> bool:
 
 @_formats.checks("uri", ValueError)
 def _is_uri(value: object) -> bool:
-    return not isinstance(value, str) or bool(urlsplit(value).scheme)
+    return not isinstance(value, str) or bool(_URI.fullmatch(value))
 
 
 def faults(event: Mapping[str, Any]) -> list[str]:

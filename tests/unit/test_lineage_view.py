@@ -175,6 +175,20 @@ def test_a_failed_run_hides_nothing_of_the_last_complete_one(folder: Path) -> No
     assert graph.datasets[DatasetKey(*made.MART)].written_at == made.BEGIN.replace(second=13)
 
 
+def test_a_run_that_had_nothing_to_do_hides_nothing(folder: Path) -> None:
+    idle = made.pipeline_run(1)
+    for event in idle:
+        event.outputs = []
+    no_columns = made.pipeline_run(2)
+    for event in no_columns:
+        for output in event.outputs or []:
+            assert output.facets is not None
+            del output.facets["columnLineage"]
+    for later in (idle, no_columns):
+        graph = graph_of(folder, *([made.pipeline_run(0)] if later is idle else []), later)
+        assert len(names(graph, graph.walk(graph.find(MART_COLUMN), Direction.UPSTREAM, 100))) == 6
+
+
 def test_the_newest_run_counts(folder: Path) -> None:
     changed = {"site": "varchar", "time_in_range_pct": "decimal"}
     graph = graph_of(

@@ -9,9 +9,9 @@ from datetime import datetime
 from enum import StrEnum
 
 from nightscout_lakehouse.lib.lineage.event_log import (
+    ColumnLineage,
     Event,
     EventDataset,
-    InputField,
     JobFacets,
     LineageError,
     Transformation,
@@ -288,7 +288,8 @@ def build_graph(events: Iterable[Event]) -> Graph:
     """The graph as it is now.
 
     Args:
-        events: The newest first. Of each job its newest complete run counts, of each dataset the newest of each facet.
+        events: The newest first. Of each job its newest complete run that wrote something counts, of each
+            dataset the newest of each facet.
     """
     jobs: dict[StepKey, _Job] = {}
     tables: dict[DatasetKey, _Table] = {}
@@ -300,10 +301,10 @@ def build_graph(events: Iterable[Event]) -> Graph:
         for dataset in event.outputs:
             tables.setdefault(DatasetKey(*event_key(dataset)), _Table()).add(event, dataset, is_output=True)
     steps = {key: step for key, job in jobs.items() if (step := job.step(key)) is not None}
-    sources, traced = _column_sources(steps, jobs)
+    sources = _column_sources(steps, jobs)
     # A column may come from a dataset that no job names as an input.
-    for key in {DatasetKey(*event_key(source)) for job in jobs.values() for source in job.column_inputs()}:
-        tables.setdefault(key, _Table())
+    for link in (link for links in sources.values() for link in links if isinstance(link.node, ColumnKey)):
+        tables.setdefault(link.node.dataset, _Table())
     labels = short_names(tables)
     datasets = {key: table.dataset(key, labels[key]) for key, table in tables.items()}
     targets: dict[ColumnKey, list[Link]] = defaultdict(list)
@@ -323,7 +324,7 @@ def build_graph(events: Iterable[Event]) -> Graph:
         dict(sorted(steps.items())),
         {key: tuple(links) for key, links in sources.items()},
         {key: tuple(links) for key, links in targets.items()},
-        frozenset(traced),
+        frozenset(key for job in jobs.values() for key in job.lineage),
         {key: tuple(found) for key, found in producers.items()},
         {key: tuple(found) for key, found in consumers.items()},
     )
@@ -390,31 +391,36 @@ def _ends(key: DatasetKey) -> list[str]:
 
 @dataclass
 class _Job:
-    """What is found of a job while its events are read from the newest to the oldest."""
+    """What is found of a job while its events are read from the newest to the oldest.
+
+    Attributes:
+        complete: The events of its newest complete run that wrote something; a run that had nothing to do says nothing.
+        fallback: The events of its newest run that names a dataset.
+        lineage: By dataset, the newest word on where its columns come from.
+    """
 
     newest: Event | None = None
     complete_id: str | None = None
     complete: list[Event] = field(default_factory=list)
     fallback: list[Event] = field(default_factory=list)
+    lineage: dict[DatasetKey, ColumnLineage] = field(default_factory=dict)
 
     def add(self, event: Event) -> None:
         self.newest = self.newest or event
-        if self.complete_id is None and event.event_type == _COMPLETE:
+        is_complete = event.event_type == _COMPLETE
+        if self.complete_id is None and is_complete and event.outputs:
             self.complete_id, self.fallback = event.run.run_id, []
         if event.run.run_id == self.complete_id:
             self.complete.append(event)
-        elif self.complete_id is None and event.run.run_id == self.newest.run.run_id:
-            self.fallback.append(event)
+        elif self.complete_id is None and (event.inputs or event.outputs):
+            if not self.fallback or self.fallback[0].run.run_id == event.run.run_id:
+                self.fallback.append(event)
+        for output in event.outputs if is_complete else ():
+            if output.facets.column_lineage is not None:
+                self.lineage.setdefault(DatasetKey(*event_key(output)), output.facets.column_lineage)
 
     def events(self) -> list[Event]:
         return self.complete or self.fallback
-
-    def column_inputs(self) -> Iterator[InputField]:
-        for event in self.events():
-            for output in event.outputs:
-                lineage = output.facets.column_lineage
-                for column in lineage.fields.values() if lineage else ():
-                    yield from column.input_fields
 
     def step(self, key: StepKey) -> Step | None:
         """None of a job that reads and writes nothing, such as the run that the others are parts of."""
@@ -480,29 +486,21 @@ class _Table:
         )
 
 
-def _column_sources(
-    steps: Mapping[StepKey, Step], jobs: Mapping[StepKey, _Job]
-) -> tuple[dict[ColumnKey, list[Link]], set[DatasetKey]]:
-    """Of each column what it comes from, and the datasets of which that is known."""
+def _column_sources(steps: Mapping[StepKey, Step], jobs: Mapping[StepKey, _Job]) -> dict[ColumnKey, list[Link]]:
+    """Of each column what it comes from."""
     sources: dict[ColumnKey, dict[Node, Link]] = defaultdict(dict)
-    traced: set[DatasetKey] = set()
-    for key in steps:
-        for event in jobs[key].events():
-            for output in event.outputs:
-                lineage = output.facets.column_lineage
-                if lineage is None:
-                    continue
-                dataset = DatasetKey(*event_key(output))
-                traced.add(dataset)
-                for name, column in lineage.fields.items():
-                    for source in column.input_fields:
-                        node = ColumnKey(DatasetKey(source.namespace, source.name), source.field)
-                        given = source.transformations or _of_the_column(column.transformation_type)
-                        words, is_direct = how(given)
-                        # An upsert reads its own table; that says nothing of where its values come from.
-                        if node != ColumnKey(dataset, name):
-                            sources[ColumnKey(dataset, name)].setdefault(node, Link(node, words, is_direct, key))
-    return {key: list(links.values()) for key, links in sources.items()}, traced
+    for key, step in steps.items():
+        for dataset, lineage in jobs[key].lineage.items():
+            if dataset not in step.outputs:
+                continue
+            for name, column in lineage.fields.items():
+                for source in column.input_fields:
+                    node = ColumnKey(DatasetKey(source.namespace, source.name), source.field)
+                    words, is_direct = how(source.transformations or _of_the_column(column.transformation_type))
+                    # An upsert reads its own table; that says nothing of where its values come from.
+                    if node != ColumnKey(dataset, name):
+                        sources[ColumnKey(dataset, name)].setdefault(node, Link(node, words, is_direct, key))
+    return {key: list(links.values()) for key, links in sources.items()}
 
 
 def _of_the_column(transformation_type: str | None) -> list[Transformation]:
