@@ -303,8 +303,8 @@ def build_graph(events: Iterable[Event]) -> Graph:
     steps = {key: step for key, job in jobs.items() if (step := job.step(key)) is not None}
     sources = _column_sources(steps, jobs)
     # A column may come from a dataset that no job names as an input.
-    for link in (link for links in sources.values() for link in links if isinstance(link.node, ColumnKey)):
-        tables.setdefault(link.node.dataset, _Table())
+    for node in {link.node for links in sources.values() for link in links}:
+        tables.setdefault(node.dataset if isinstance(node, ColumnKey) else node, _Table())
     labels = short_names(tables)
     datasets = {key: table.dataset(key, labels[key]) for key, table in tables.items()}
     targets: dict[ColumnKey, list[Link]] = defaultdict(list)
@@ -412,12 +412,16 @@ class _Job:
             self.complete_id, self.fallback = event.run.run_id, []
         if event.run.run_id == self.complete_id:
             self.complete.append(event)
-        elif self.complete_id is None and (event.inputs or event.outputs):
-            if not self.fallback or self.fallback[0].run.run_id == event.run.run_id:
-                self.fallback.append(event)
+        elif self.complete_id is None and self._is_of_the_newest(event):
+            self.fallback.append(event)
         for output in event.outputs if is_complete else ():
             if output.facets.column_lineage is not None:
                 self.lineage.setdefault(DatasetKey(*event_key(output)), output.facets.column_lineage)
+
+    def _is_of_the_newest(self, event: Event) -> bool:
+        if not self.fallback:
+            return bool(event.inputs or event.outputs)
+        return event.run.run_id == self.fallback[0].run.run_id
 
     def events(self) -> list[Event]:
         return self.complete or self.fallback
