@@ -12,6 +12,7 @@ from openlineage.client.facet_v2 import (
     RunFacet,
     column_lineage_dataset,
     data_quality_assertions_dataset,
+    data_quality_metrics_dataset,
     documentation_dataset,
     error_message_run,
     output_statistics_output_dataset,
@@ -86,13 +87,19 @@ def target(name: Name, columns: Mapping[str, str], rows: int, sources: Sources |
     }
     if sources is not None:
         facets["columnLineage"] = column_lineage_dataset.ColumnLineageDatasetFacet(
-            fields={column: column_lineage_dataset.Fields(_input_fields(found)) for column, found in sources.items()}
+            fields={column: column_lineage_dataset.Fields(input_fields(found)) for column, found in sources.items()}
+        )
+    # What the warehouse holds is counted; of the batch files of a bucket only what was written is known.
+    if name != PARQUET:
+        facets["dataQualityMetrics"] = data_quality_metrics_dataset.DataQualityMetricsDatasetFacet(
+            columnMetrics={}, rowCount=rows, bytes=rows * 10
         )
     statistics = output_statistics_output_dataset.OutputStatisticsOutputDatasetFacet(rowCount=rows, size=rows * 10)
     return OutputDataset(namespace=name[0], name=name[1], facets=facets, outputFacets={"outputStatistics": statistics})
 
 
-def _input_fields(sources: Sequence[tuple[Name, str, str, str]]) -> list[column_lineage_dataset.InputField]:
+def input_fields(sources: Sequence[tuple[Name, str, str, str]]) -> list[column_lineage_dataset.InputField]:
+    """The columns that one comes from, as the facet names them."""
     return [
         column_lineage_dataset.InputField(
             namespace=dataset[0],

@@ -167,6 +167,25 @@ def test_conditions_are_followed_when_asked_for(folder: Path) -> None:
     ]
 
 
+def test_a_count_is_followed_by_what_decides_which_rows_count(folder: Path) -> None:
+    events = made.pipeline_run(0)
+    for event in events:
+        for output in event.outputs or []:
+            if output.name == made.DAYS[1]:
+                assert output.facets is not None
+                output.facets["columnLineage"].fields["time_in_range_pct"].inputFields = [  # type: ignore[attr-defined]
+                    *made.input_fields([(made.READINGS, "glucose_mg_dl", "INDIRECT", "FILTER")])
+                ]
+    graph = graph_of(folder, events)
+    node = graph.find(MART_COLUMN)
+    up, down = graph.walk(node, Direction.UPSTREAM, 100), Direction.DOWNSTREAM
+    assert names(graph, up)[-1] == "api/v1/entries.sgv"
+    assert names(graph, graph.walk(graph.find("api/v1/entries.sgv"), down, 100))[-1] == MART_COLUMN
+    # A column with values of its own does not drag its conditions in.
+    other = graph.walk(graph.find("fact_glucose_readings.site"), down, 100)
+    assert "duckdb:dim_glucose_date.time_in_range_pct" not in names(graph, other)
+
+
 def test_a_failed_run_hides_nothing_of_the_last_complete_one(folder: Path) -> None:
     graph = graph_of(folder, made.pipeline_run(0), made.pipeline_run(1, fails=True))
     mart = next(step for step in graph.steps.values() if step.key.name == "mart_glucose_overview")
@@ -403,7 +422,7 @@ def test_rows_code_and_columns_that_changed_are_told(folder: Path) -> None:
         ("code", "git commit", "a" * 40, "b" * 40),
         ("code", "dim_glucose_date", "1 lines removed", "1 lines added"),
         ("rows", "fact_glucose_readings", "100 rows", "90 rows"),
-        ("rows", "nightscout_entries", "100 rows", "90 rows"),
+        ("rows", "nightscout_entries", "100 rows in this run", "90 rows in this run"),
         ("schema", "duckdb:dim_glucose_date.sd", None, "double"),
         ("schema", "duckdb:dim_glucose_date.site", "varchar", None),
         ("schema", "duckdb:dim_glucose_date.time_in_range_pct", "double", "decimal"),
@@ -415,7 +434,7 @@ def test_rows_code_and_columns_that_changed_are_told(folder: Path) -> None:
         ("schema", "mart_glucose_overview.time_in_range_pct", "double", "decimal"),
     ]
     assert found[1].detail[1:3] == ("-avg(in_range) as time_in_range_pct", "+avg(in_range_2) as time_in_range_pct")
-    assert found[2].detail == ("-10 rows",)
+    assert found[2].detail == ("-10",)
 
 
 def test_failures_failed_checks_and_other_inputs_are_told(folder: Path) -> None:
@@ -516,7 +535,7 @@ def test_show_prints_both_ways_or_one(folder: Path) -> None:
     up = lakehouse("show", "fact_glucose_readings", "--upstream", "--depth", "1").stdout.splitlines()
     assert up == [
         "fact_glucose_readings comes from",
-        "└── nightscout_entries · Files · 100 rows · written 2026-11-25 12:00 UTC · more follows",
+        "└── nightscout_entries · Files · 100 rows written · 2026-11-25 12:00 UTC · more follows",
     ]
     assert "nothing that the lineage knows" in lakehouse("show", "api/v1/entries", "--upstream").stdout
     assert "knows no nowhere" in said(lakehouse("show", "nowhere"))
@@ -565,11 +584,15 @@ def test_runs_and_diff_print_what_there_is(folder: Path) -> None:
         (made.run_id(0), "COMPLETE", 6),
     ]
     told = lakehouse("diff").stdout
-    assert "  fact_glucose_readings: 100 rows → 90 rows (-10 rows)" in told.splitlines()
+    assert "  fact_glucose_readings: 100 rows → 90 rows (-10)" in told.splitlines()
     assert "  fact_glucose_readings: unique of site: passed → failed" in told.splitlines()
     assert "  mart_glucose_overview: no failure → failed: no space left" in told.splitlines()
     kinds = {each["kind"] for each in json.loads(lakehouse("diff", "--format", "json").stdout)["changes"]}
     assert kinds == {"steps", "rows", "checks"}
     same = lakehouse("diff", "00000001", "latest").stdout
-    assert "Rows written" not in same
+    # What fails still is told, though nothing has changed.
+    assert "fact_glucose_readings: unique of site: failed → failed" in same
+    assert "Rows" not in same
+    whole = lakehouse("diff", "00000000", "00000000").stdout
+    assert whole.splitlines()[-1] == "Nothing that the lineage tells has changed."
     assert "No run begins with 7" in said(lakehouse("diff", "7", "latest"))

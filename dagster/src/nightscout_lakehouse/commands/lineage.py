@@ -28,7 +28,7 @@ _KINDS = {
     "steps": "Steps",
     "code": "Code",
     "inputs": "What was read",
-    "rows": "Rows written",
+    "rows": "Rows",
     "schema": "Columns",
     "lineage": "Where columns come from",
     "checks": "Checks",
@@ -149,7 +149,7 @@ def diff(
 def _log() -> "EventLog":
     from nightscout_lakehouse.lib.lineage.event_log import EventLog
 
-    return EventLog(load_settings().home / "lineage")
+    return EventLog(load_settings().lineage_dir)
 
 
 def _graph(log: "EventLog") -> "Graph":
@@ -204,8 +204,10 @@ def _line(graph: "Graph", branch: "Branch") -> str:
     if not isinstance(node, ColumnKey):
         if dataset.row_count is not None:
             notes.append(f"{dataset.row_count:,} rows")
+        elif dataset.rows_written is not None:
+            notes.append(f"{dataset.rows_written:,} rows written")
         if dataset.written_at is not None:
-            notes.append(f"written {dataset.written_at.astimezone(UTC):%Y-%m-%d %H:%M} UTC")
+            notes.append(f"{dataset.written_at.astimezone(UTC):%Y-%m-%d %H:%M} UTC")
     notes += ["see above"] if branch.is_repeated else []
     notes += ["more follows"] if branch.is_cut else []
     return f"{escape(graph.label(node))} [dim]· {escape(' · '.join(notes))}[/]"

@@ -36,10 +36,18 @@ class PipelineRun:
 
 @dataclass(frozen=True)
 class TableState:
-    """A dataset as one run left it, or read it."""
+    """A dataset as one run left it, or read it.
+
+    Attributes:
+        row_count: Rows that it holds.
+        rows_used: Rows that each step of the run wrote into it, or read from it.
+        version: As the event names it.
+        columns: Their types.
+        sources: Of each column, those that its values come from.
+    """
 
     row_count: int | None = None
-    byte_count: int | None = None
+    rows_used: Mapping[str, int] = field(default_factory=dict)
     version: str | None = None
     columns: Mapping[str, str] = field(default_factory=dict)
     sources: Mapping[str, frozenset[str]] = field(default_factory=dict)
@@ -195,20 +203,20 @@ def _changed_inputs(before: RunFacts, after: RunFacts, names: Mapping[DatasetKey
             continue
         if was.version != now.version:
             changes.append(Change("inputs", names[key], f"version {was.version}", f"version {now.version}"))
-        if was.row_count != now.row_count:
-            changes.append(Change("inputs", names[key], _rows(was.row_count), _rows(now.row_count)))
+        (rows_before, word), (rows_now, _) = _rows(was), _rows(now)
+        if rows_before is not None and rows_now is not None and rows_before != rows_now:
+            changes.append(Change("inputs", names[key], f"{rows_before:,} {word}", f"{rows_now:,} {word}"))
     return changes
 
 
 def _changed_rows(before: RunFacts, after: RunFacts, names: Mapping[DatasetKey, str]) -> list[Change]:
     changes = []
     for key in sorted(before.writes.keys() & after.writes.keys()):
-        was, now = before.writes[key], after.writes[key]
-        if was.row_count != now.row_count:
-            difference = (now.row_count or 0) - (was.row_count or 0)
-            known = was.row_count is not None and now.row_count is not None
-            detail = (f"{difference:+,} rows",) if known else ()
-            changes.append(Change("rows", names[key], _rows(was.row_count), _rows(now.row_count), detail))
+        (was, word), (now, word_now) = _rows(before.writes[key]), _rows(after.writes[key])
+        # Rows held and rows written are not the same thing, and what is not counted has not changed.
+        if was is not None and now is not None and word == word_now and was != now:
+            change = Change("rows", names[key], f"{was:,} {word}", f"{now:,} {word}", (f"{now - was:+,}",))
+            changes.append(change)
     return changes
 
 
@@ -253,8 +261,11 @@ def _outcome(is_passed: bool | None) -> str | None:
     return None if is_passed is None else "passed" if is_passed else "failed"
 
 
-def _rows(count: int | None) -> str:
-    return "rows not counted" if count is None else f"{count:,} rows"
+def _rows(state: TableState) -> tuple[int | None, str]:
+    """The rows that a table holds; where nobody counted them, those written or read."""
+    if state.row_count is not None:
+        return state.row_count, "rows"
+    return (sum(state.rows_used.values()) if state.rows_used else None), "rows in this run"
 
 
 def _listed(names: Iterable[str]) -> str:
@@ -347,7 +358,7 @@ class _Gathered:
         for place, datasets in ((self.reads, event.inputs), (self.writes, event.outputs)):
             for dataset in datasets:
                 key = DatasetKey(*event_key(dataset))
-                place[key] = _merged(place.get(key, TableState()), dataset)
+                place[key] = _merged(place.get(key, TableState()), dataset, job)
                 for each in dataset.assertions:
                     self.assertions.setdefault(AssertionKey(key, each.assertion, each.column or ""), each.success)
 
@@ -364,9 +375,9 @@ class _Gathered:
         )
 
 
-def _merged(known: TableState, dataset: EventDataset) -> TableState:
+def _merged(known: TableState, dataset: EventDataset, job: str) -> TableState:
     """What is known of a dataset, with what an older event of the same run adds."""
-    facets, statistics = dataset.facets, dataset.statistics
+    facets, used = dataset.facets, dataset.used.row_count
     columns = {each.name: each.type or "" for each in facets.schema.fields} if facets.schema else {}
     lineage = facets.column_lineage.fields if facets.column_lineage else {}
     sources = {
@@ -376,8 +387,8 @@ def _merged(known: TableState, dataset: EventDataset) -> TableState:
         for name, column in lineage.items()
     }
     return TableState(
-        statistics.row_count if known.row_count is None else known.row_count,
-        statistics.size if known.byte_count is None else known.byte_count,
+        dataset.held.row_count if known.row_count is None else known.row_count,
+        {**({} if used is None else {job: used}), **known.rows_used},
         known.version or (facets.version.dataset_version if facets.version else None),
         known.columns or columns,
         known.sources or sources,

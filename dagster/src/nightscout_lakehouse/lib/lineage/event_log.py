@@ -13,11 +13,11 @@ from typing import Annotated, Any, TypeVar
 import msgspec
 
 from nightscout_lakehouse.lib.errors import LakehouseError
+from nightscout_lakehouse.lib.lineage.journal import event_files
 
 _log = logging.getLogger(__name__)
 
-EVENTS_FILE = "events.ndjson"
-# A run writes a few MB; this is days of runs every half hour, and is read in seconds.
+# Far more than the files grow to; what is read takes some seconds at most.
 MOST_BYTES = 512 * 1024 * 1024
 _MOST_LINE_BYTES = 64 * 1024 * 1024
 _BLOCK_BYTES = 1024 * 1024
@@ -114,6 +114,13 @@ class Statistics(_Part, frozen=True):
     size: int | None = None
 
 
+class QualityMetrics(_Part, frozen=True):
+    """Facet `dataQualityMetrics`: what the whole dataset holds."""
+
+    row_count: int | None = None
+    bytes: int | None = None
+
+
 class DatasetFacets(_Part, frozen=True):
     """The facets of a dataset wherever it is named."""
 
@@ -122,12 +129,14 @@ class DatasetFacets(_Part, frozen=True):
     documentation: Described | None = None
     version: DatasetVersion | None = None
     data_quality_assertions: Assertions | None = None
+    data_quality_metrics: QualityMetrics | None = None
 
 
 class UseFacets(_Part, frozen=True):
     """The facets of a dataset as the input or the output of a run."""
 
     data_quality_assertions: Assertions | None = None
+    data_quality_metrics: QualityMetrics | None = None
     input_statistics: Statistics | None = None
     output_statistics: Statistics | None = None
 
@@ -142,8 +151,14 @@ class EventDataset(_Part, frozen=True):
     output_facets: UseFacets = UseFacets()
 
     @property
-    def statistics(self) -> Statistics:
-        """Rows and bytes, where the event says."""
+    def held(self) -> Statistics:
+        """Rows and bytes that the whole dataset holds, where the event says."""
+        found = self.facets.data_quality_metrics or self.input_facets.data_quality_metrics or QualityMetrics()
+        return Statistics(found.row_count, found.bytes)
+
+    @property
+    def used(self) -> Statistics:
+        """Rows and bytes that the run wrote or read, where the event says."""
         return self.output_facets.output_statistics or self.input_facets.input_statistics or Statistics()
 
     @property
@@ -273,9 +288,7 @@ class EventLog:
 
     def files(self) -> list[Path]:
         """The files of events, the newest first."""
-        current = self.folder / EVENTS_FILE
-        rotated = sorted(self.folder.glob("events-*.ndjson"), reverse=True)
-        return [*([current] if current.is_file() else []), *rotated]
+        return event_files(self.folder)[::-1]
 
     @property
     def is_cut(self) -> bool:

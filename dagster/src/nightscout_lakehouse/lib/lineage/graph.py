@@ -77,7 +77,14 @@ class Check:
 
 @dataclass(frozen=True)
 class Dataset:
-    """What the newest events say of a dataset; None where they say nothing."""
+    """What the newest events say of a dataset; None where they say nothing.
+
+    Attributes:
+        label: The shortest name that tells it from all others.
+        row_count: Rows that it holds.
+        byte_count: Bytes that it holds.
+        rows_written: Rows that the newest run of each step which writes it has written.
+    """
 
     key: DatasetKey
     label: str
@@ -86,6 +93,7 @@ class Dataset:
     description: str = ""
     row_count: int | None = None
     byte_count: int | None = None
+    rows_written: int | None = None
     written_at: datetime | None = None
     checks: tuple[Check, ...] = ()
 
@@ -185,18 +193,23 @@ class Graph:
     def links(self, node: Node, direction: Direction, *, with_indirect: bool = True) -> list[Link]:
         """The nodes beside a node.
 
-        A column whose dataset's producer says nothing of columns leads to whole datasets.
+        A column whose dataset's producer says nothing of columns leads to whole datasets. Without conditions, those are
+        followed all the same that are all a column has: a count is made of nothing but what decides which rows count.
         """
         if isinstance(node, DatasetKey):
             return self._dataset_links(node, direction)
         if direction is Direction.UPSTREAM:
-            found = list(self.sources.get(node, ()))
+            found = [link for link in self.sources.get(node, ()) if with_indirect or self._is_followed(link, node)]
             if node.dataset not in self.traced:
                 found += self._dataset_links(node.dataset, direction)
-        else:
-            found = list(self.targets.get(node, ()))
-            found += [link for link in self._dataset_links(node.dataset, direction) if link.node not in self.traced]
-        return [link for link in found if link.is_direct or with_indirect]
+            return found
+        found = [link for link in self.targets.get(node, ()) if with_indirect or self._is_followed(link, link.node)]
+        return found + [link for link in self._dataset_links(node.dataset, direction) if link.node not in self.traced]
+
+    def _is_followed(self, link: Link, target: Node) -> bool:
+        if link.is_direct or not isinstance(target, ColumnKey):
+            return True
+        return not any(source.is_direct for source in self.sources.get(target, ()))
 
     def _dataset_links(self, key: DatasetKey, direction: Direction) -> list[Link]:
         links = []
@@ -459,6 +472,7 @@ class _Table:
     row_count: int | None = None
     byte_count: int | None = None
     written_at: datetime | None = None
+    rows_written: dict[str, int] = field(default_factory=dict)
     checks: dict[tuple[str, str | None], Check] = field(default_factory=dict)
 
     def add(self, event: Event, dataset: EventDataset, *, is_output: bool) -> None:
@@ -468,11 +482,13 @@ class _Table:
         if not self.description and facets.documentation:
             self.description = facets.documentation.description
         if self.row_count is None:
-            self.row_count = dataset.statistics.row_count
+            self.row_count = dataset.held.row_count
         if self.byte_count is None:
-            self.byte_count = dataset.statistics.size
-        if is_output and self.written_at is None and event.event_type == _COMPLETE:
-            self.written_at = event.event_time
+            self.byte_count = dataset.held.size
+        if is_output and event.event_type == _COMPLETE:
+            self.written_at = self.written_at or event.event_time
+            if dataset.used.row_count is not None:
+                self.rows_written.setdefault(event.job.name, dataset.used.row_count)
         for each in dataset.assertions:
             self.checks.setdefault((each.assertion, each.column), Check(each.assertion, each.column, each.success))
 
@@ -485,6 +501,7 @@ class _Table:
             self.description,
             self.row_count,
             self.byte_count,
+            sum(self.rows_written.values()) if self.rows_written else None,
             self.written_at,
             tuple(sorted(self.checks.values(), key=lambda check: (check.is_passed, check.name, check.column or ""))),
         )

@@ -91,6 +91,7 @@ def page_data(graph: Graph, made_at: datetime) -> dict[str, Any]:
                 "description": dataset.description,
                 "rows": dataset.row_count,
                 "bytes": dataset.byte_count,
+                "rows_written": dataset.rows_written,
                 "written_at": _iso(dataset.written_at),
                 "checks": [[check.name, check.column or "", check.is_passed] for check in dataset.checks],
                 "columns": [[column.name, column.type, column.description] for column in columns[key]],
