@@ -1,7 +1,9 @@
 """What the lineage commands tell, from events that the typed client wrote."""
 
+import gzip
 import json
 import logging
+from collections.abc import Iterator
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -18,7 +20,7 @@ from typer.testing import CliRunner
 
 from nightscout_lakehouse.cli import app
 from nightscout_lakehouse.lib.lineage.diff import Change, choose_run, compare, pipeline_runs, run_facts
-from nightscout_lakehouse.lib.lineage.event_log import EventLog, LineageError
+from nightscout_lakehouse.lib.lineage.event_log import EventHead, EventLog, LineageError
 from nightscout_lakehouse.lib.lineage.graph import (
     Branch,
     ColumnKey,
@@ -42,6 +44,15 @@ def graph_of(folder: Path, *runs: Any) -> Graph:
     for events in runs:
         made.write(events, folder / "events.ndjson")
     return build_graph(EventLog(folder).events())
+
+
+def write_file(events: Any, path: Path) -> None:
+    """A file of events, compressed if its name says so, as those are that were rotated."""
+    plain = path.with_name(path.name.removesuffix(".gz"))
+    made.write(events, plain)
+    if path != plain:
+        path.write_bytes(gzip.compress(plain.read_bytes()))
+        plain.unlink()
 
 
 def names(graph: Graph, branch: Branch) -> list[str]:
@@ -71,8 +82,8 @@ def test_the_events_of_these_tests_follow_the_standard() -> None:
 
 
 def test_the_newest_event_comes_first_over_rotated_files(folder: Path) -> None:
-    for number, name in enumerate(("events-20261125T1.ndjson", "events-20261125T2.ndjson", "events.ndjson")):
-        made.write(made.pipeline_run(number), folder / name)
+    for number, name in enumerate(("events-20261125T1.ndjson.gz", "events-20261125T2.ndjson.gz", "events.ndjson")):
+        write_file(made.pipeline_run(number), folder / name)
     (folder / "outbox.ndjson").write_text("no event of ours\n")
     times = [event.event_time for event in EventLog(folder).events()]
     ends = [head.event_time for head in EventLog(folder).heads()]
@@ -115,8 +126,7 @@ def test_not_more_is_read_than_allowed(folder: Path) -> None:
     # The event that the limit cuts through is left out.
     assert len(events) == 14
     assert {event.run.run_id for event in events} <= {made.run_id(2, step) for step in range(7)}
-    older = folder / "events-20261125T1.ndjson"
-    made.write(made.pipeline_run(9), older)
+    write_file(made.pipeline_run(9), folder / "events-20261125T1.ndjson.gz")
     assert all(event.run.run_id != made.run_id(9) for event in log.events())
 
 
@@ -489,6 +499,24 @@ def test_what_a_rotated_file_brings_along_is_no_run(folder: Path) -> None:
     runs = pipeline_runs(EventLog(folder).heads())
     assert [run.run_id for run in runs] == [made.run_id(1)]
     assert names(graph, graph.walk(graph.find(MART_COLUMN), Direction.UPSTREAM, 100))[-1] == "api/v1/entries.sgv"
+
+
+def test_the_newest_runs_are_found_without_reading_the_others(folder: Path) -> None:
+    for number in range(4):
+        made.write(made.pipeline_run(number), folder / "events.ndjson")
+    log = EventLog(folder)
+    read = list[str]()
+
+    def heads() -> Iterator[EventHead]:
+        for head in log.heads():
+            read.append(head.run.run_id)
+            yield head
+
+    runs = pipeline_runs(heads(), most=2)
+    assert [run.run_id for run in runs] == [made.run_id(3), made.run_id(2)]
+    assert [run.step_count for run in runs] == [6, 6]
+    assert len(read) == 2 * 14 + 1
+    assert [len(facts.writes) for facts in run_facts(log, runs)] == [5, 5]
 
 
 def test_runs_are_chosen_by_word_or_beginning(folder: Path) -> None:

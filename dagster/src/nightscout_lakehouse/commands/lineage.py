@@ -60,8 +60,7 @@ def show(
     """Print what a table or column comes from, back to the Nightscout server, and what comes from it."""
     from nightscout_lakehouse.lib.lineage.graph import Direction
 
-    log = _log()
-    graph = _graph(log)
+    graph = _graph()
     node = graph.find(name)
     chosen = [each for each, is_chosen in zip(Direction, (upstream, downstream), strict=True) if is_chosen]
     walks = {each: graph.walk(node, each, depth, with_indirect=conditions) for each in chosen or Direction}
@@ -71,7 +70,6 @@ def show(
     target = _console_of_trees()
     for direction, branch in walks.items():
         target.print(_tree(graph, branch, direction.value))
-    _tell_if_cut(log)
 
 
 @lineage_app.command("open")
@@ -86,12 +84,10 @@ def open_page(
 
     from nightscout_lakehouse.lib.lineage.page import write_page
 
-    log = _log()
-    graph = _graph(log)
+    graph = _graph()
     begin = f"#{quote(graph.label(graph.find(name)), safe='')}" if name else ""
-    path = write_page(graph, log.folder, datetime.now(UTC))
+    path = write_page(graph, load_settings().lineage_dir, datetime.now(UTC))
     console.print(str(path), markup=False, soft_wrap=True)
-    _tell_if_cut(log)
     if browser and not webbrowser.open(path.as_uri() + begin):
         console.print("No browser could be opened; open the file yourself.")
 
@@ -120,7 +116,8 @@ def runs(
         failed = escape(", ".join(run.failed_steps))
         table.add_row(run.run_id[:8], escape(run.job), began, seconds, str(run.step_count), state, failed)
     _console_of_trees().print(table)
-    _tell_if_cut(log)
+    if len(found) < limit:
+        _tell_if_cut(log)
 
 
 @lineage_app.command()
@@ -136,14 +133,15 @@ def diff(
     from nightscout_lakehouse.lib.lineage.diff import choose_run, compare, pipeline_runs, run_facts
 
     log = _log()
-    known = pipeline_runs(log.heads())
+    # By its id a run may be as old as the file goes; the last two are at its end.
+    words = {before.casefold(), after.casefold()}
+    known = pipeline_runs(log.heads(), most=2 if words <= {"latest", "previous"} else None)
     first, second = choose_run(known, before), choose_run(known, after)
     changes = compare(*run_facts(log, (first, second)))
     if output is Format.JSON:
         _print_json({"before": _plain_run(first), "after": _plain_run(second), "changes": changes})
         return
     _print_changes(_console_of_trees(), first, second, changes)
-    _tell_if_cut(log)
 
 
 def _log() -> "EventLog":
@@ -152,10 +150,11 @@ def _log() -> "EventLog":
     return EventLog(load_settings().lineage_dir)
 
 
-def _graph(log: "EventLog") -> "Graph":
+def _graph() -> "Graph":
+    from nightscout_lakehouse.lib.lineage.event_log import GRAPH_BYTES, EventLog
     from nightscout_lakehouse.lib.lineage.graph import build_graph
 
-    return build_graph(log.events())
+    return build_graph(EventLog(load_settings().lineage_dir, GRAPH_BYTES).events())
 
 
 def _tell_if_cut(log: "EventLog") -> None:

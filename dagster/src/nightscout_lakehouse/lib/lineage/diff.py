@@ -100,11 +100,16 @@ def pipeline_runs(heads: Iterable[EventHead], *, most: int | None = None) -> lis
 
     Args:
         heads: The newest first.
-        most: Not more than so many.
+        most: Not more than so many; what is older is not read.
     """
     runs: dict[str, _Seen] = {}
+    begun = 0
     for head in heads:
+        # Where the beginning of a run is read, all of it has been.
+        if begun == most:
+            break
         runs.setdefault(head.run.run_id, _Seen(head)).add(head)
+        begun += head.event_type == "START" and head.run.facets.parent is None
     members: dict[str, list[str]] = defaultdict(list)
     for run_id in runs:
         members[_root_of(run_id, runs)].append(run_id)
@@ -139,12 +144,17 @@ def choose_run(runs: Sequence[PipelineRun], text: str) -> PipelineRun:
 
 
 def run_facts(log: EventLog, runs: Sequence[PipelineRun]) -> list[RunFacts]:
-    """What the events say of each of the runs; reads the file once, and keeps only what is compared."""
+    """What the events say of each of the runs; reads back to where they begin, and keeps only what is compared."""
     gathered = [_Gathered() for _ in runs]
+    beginnings = {run.run_id for run in runs}
     for event in log.events():
         for run, facts in zip(runs, gathered, strict=True):
             if event.run.run_id in run.run_ids:
                 facts.add(event)
+        if event.event_type == "START":
+            beginnings.discard(event.run.run_id)
+        if not beginnings:
+            break
     return [facts.facts(run) for run, facts in zip(runs, gathered, strict=True)]
 
 

@@ -3,12 +3,15 @@
 The events are those of the standard (https://openlineage.io/docs/spec); of each, the fields that are shown are kept.
 """
 
+import gzip
 import logging
+import shutil
+import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, BinaryIO, TypeVar
 
 import msgspec
 
@@ -17,8 +20,10 @@ from nightscout_lakehouse.lib.lineage.journal import event_files
 
 _log = logging.getLogger(__name__)
 
-# Far more than the files grow to; what is read takes some seconds at most.
+# Some days of runs every half hour; read in seconds.
 MOST_BYTES = 512 * 1024 * 1024
+# Each file begins with the graph so far; what lies further back adds rows and checks of steps that have long not run.
+GRAPH_BYTES = 64 * 1024 * 1024
 _MOST_LINE_BYTES = 64 * 1024 * 1024
 _BLOCK_BYTES = 1024 * 1024
 
@@ -276,7 +281,7 @@ class EventHead(_Part, frozen=True):
 
 @dataclass(frozen=True)
 class EventLog:
-    """The folder that events are written to: `events.ndjson` and, older, `events-<time>.ndjson`.
+    """The folder that events are written to: `events.ndjson` and, older and compressed, `events-<time>.ndjson.gz`.
 
     Attributes:
         folder: `LAKEHOUSE_HOME/lineage`.
@@ -293,7 +298,7 @@ class EventLog:
     @property
     def is_cut(self) -> bool:
         """Whether there is more than is read."""
-        return sum(path.stat().st_size for path in self.files()) > self.most_bytes
+        return sum(map(_size, self.files())) > self.most_bytes
 
     def events(self) -> Iterator[Event]:
         """All events, the newest first.
@@ -309,17 +314,17 @@ class EventLog:
 
     def _decoded(self, kind: type[T]) -> Iterator[T]:
         files = self.files()
-        if not any(path.stat().st_size for path in files):
+        if not any(map(_size, files)):
             raise LineageError("There is no lineage yet.", "Run the pipeline first: make run.")
         decoder = msgspec.json.Decoder(kind)
         damaged, left = 0, self.most_bytes
         for path in files:
-            for line in _lines_backwards(path, left):
+            for line in _lines(path, left):
                 try:
                     yield decoder.decode(line)
                 except msgspec.MsgspecError:
                     damaged += 1
-            left -= path.stat().st_size
+            left -= _size(path)
             if left <= 0:
                 break
         # A run that was killed while it wrote leaves such a line; it loses that event and no other.
@@ -327,25 +332,46 @@ class EventLog:
             _log.warning("Lineage: %d damaged lines in %s were skipped.", damaged, self.folder)
 
 
-def _lines_backwards(path: Path, most_bytes: int) -> Iterator[bytes]:
-    """The non-empty lines of a file from the last to the first, of at most so many bytes at its end."""
+def _size(path: Path) -> int:
+    """Bytes of the events in a file, uncompressed."""
+    if path.suffix != ".gz":
+        return path.stat().st_size
     with path.open("rb") as file:
-        position = file.seek(0, 2)
-        end = max(0, position - most_bytes)
-        rest = b""
-        while position > end:
-            size = min(_BLOCK_BYTES, position - end)
-            position -= size
-            file.seek(position)
-            first, *lines = (file.read(size) + rest).split(b"\n")
-            yield from (line for line in reversed(lines) if line)
-            rest = first
-            if len(rest) > _MOST_LINE_BYTES:
-                message = f"{path} has a line of more than {_MOST_LINE_BYTES >> 20} MB."
-                raise LineageError(message, "It holds something else than events: move it away.")
-        # What was cut off at the limit is no whole line.
-        if rest and position == 0:
-            yield rest
+        # The format keeps the length at its end.
+        file.seek(-4, 2)
+        return int.from_bytes(file.read(4), "little")
+
+
+def _lines(path: Path, most_bytes: int) -> Iterator[bytes]:
+    """The non-empty lines of a file from the last to the first, of at most so many bytes at its end."""
+    if path.suffix != ".gz":
+        with path.open("rb") as file:
+            yield from _lines_backwards(file, path, most_bytes)
+        return
+    # A compressed file can only be read forwards: its text goes to the disk, not into memory.
+    with gzip.open(path, "rb") as compressed, tempfile.TemporaryFile() as text:
+        shutil.copyfileobj(compressed, text)
+        yield from _lines_backwards(text, path, most_bytes)
+
+
+def _lines_backwards(file: BinaryIO, path: Path, most_bytes: int) -> Iterator[bytes]:
+    position = file.seek(0, 2)
+    end = max(0, position - most_bytes)
+    rest = b""
+    while position > end:
+        size = min(_BLOCK_BYTES, position - end)
+        position -= size
+        file.seek(position)
+        first, *lines = (file.read(size) + rest).split(b"\n")
+        # What came before belongs to the last of them; `first` may go on in the block before this one.
+        yield from (line for line in reversed(lines) if line)
+        rest = first
+        if len(rest) > _MOST_LINE_BYTES:
+            message = f"{path} has a line of more than {_MOST_LINE_BYTES >> 20} MB."
+            raise LineageError(message, "It holds something else than events: move it away.")
+    # What was cut off at the limit is no whole line.
+    if rest and position == 0:
+        yield rest
 
 
 def event_key(dataset: EventDataset | InputField) -> tuple[str, str]:
