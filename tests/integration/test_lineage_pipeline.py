@@ -2,10 +2,12 @@
 
 import fcntl
 import json
+import re
 import threading
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +15,17 @@ import pytest
 import yaml
 from conftest import Server
 from lineage_receiver import Receiver
+from openlineage_schemas import faults
 from psycopg2 import sql
 
 from nightscout_lakehouse.demo import DemoOptions, DemoServer, DemoStore, Person
 from nightscout_lakehouse.instance import JobOutcome, execute_job, prepare_environment
 from nightscout_lakehouse.lib.lineage.datasets import DatasetName
+from nightscout_lakehouse.lib.lineage.diff import compare, pipeline_runs, run_facts
+from nightscout_lakehouse.lib.lineage.event_log import EventLog
+from nightscout_lakehouse.lib.lineage.graph import Branch, ColumnKey, Direction, Node, build_graph
 from nightscout_lakehouse.lib.lineage.journal import event_files, read_lines
+from nightscout_lakehouse.lib.lineage.page import render
 from nightscout_lakehouse.lib.nightscout_collections import COLLECTIONS
 from nightscout_lakehouse.lib.postgres_connection import PostgresConnection
 from nightscout_lakehouse.lib.serving import read_query
@@ -406,7 +413,11 @@ def test_a_run_that_fails_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert [dataset(each) for each in events[2]["inputs"]] == [DatasetName("nightscout", "api/v1/entries")]
     assert events[2]["outputs"] == []
     assert TOKEN not in json.dumps(events)
+    assert [fault for each in events for fault in faults(each)] == []
     assert list((settings.lineage_dir / "open").iterdir()) == []
+    assert [(run.state, run.failed_steps) for run in pipeline_runs(EventLog(settings.lineage_dir).heads())] == [
+        ("FAIL", ("raw_nightscout_entries",))
+    ]
 
     # Another run holds the lake.
     monkeypatch.setenv("LAKEHOUSE_LOCK_TIMEOUT_SECONDS", "0")
@@ -420,3 +431,47 @@ def test_a_run_that_fails_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         "nightscout_pipeline",
     )
     assert "errorMessage" in failed["run"]["facets"]
+
+
+def test_every_event_and_facet_follows_the_standard(recorded: Recorded) -> None:
+    assert sorted({fault for each in recorded.events for fault in faults(each)}) == []
+    # Marquez takes no other namespaces; the folder of these runs has a space in its name.
+    namespaces = {each["job"]["namespace"] for each in recorded.events}
+    namespaces |= {one["namespace"] for each in recorded.events for one in (*each["inputs"], *each["outputs"])}
+    assert [name for name in namespaces if not re.fullmatch(r"[a-zA-Z0-9:;=/_.@+-]{1,1024}", name)] == []
+
+
+def test_the_commands_lead_from_each_figure_to_the_server(recorded: Recorded) -> None:
+    graph = build_graph(EventLog(recorded.settings.lineage_dir).events())
+    marts = [key for key in graph.datasets if ".marts." in key.name]
+    assert len(marts) >= 13
+    for mart in marts:
+        for column in graph.columns_of(mart):
+            walk = graph.walk(ColumnKey(mart, column.name), Direction.UPSTREAM, 100)
+            ends = {node.dataset.name for node in nodes(walk) if isinstance(node, ColumnKey)}
+            made_of_columns = column.name not in MADE_OF_NONE.get(graph.datasets[mart].label, set())
+            assert not made_of_columns or any(name.startswith("api/v1/") for name in ends), (mart.name, column.name)
+    sgv = graph.find("api/v1/entries.sgv")
+    for column_name in ("time_in_range_pct", "avg_glucose_mg_dl", "estimated_a1c_7d_avg", "cv_pct"):
+        figure = graph.find(f"mart_glucose_overview.{column_name}")
+        assert sgv in nodes(graph.walk(figure, Direction.UPSTREAM, 100))
+        assert figure in nodes(graph.walk(sgv, Direction.DOWNSTREAM, 100))
+    # Nothing that was typed has to be guessed at: each label finds its table again.
+    assert all(graph.find(dataset.label) == key for key, dataset in graph.datasets.items())
+    page = render(graph, datetime.now(UTC))
+    assert len(page) < 5_000_000
+
+
+def test_the_second_run_differs_in_what_it_read_alone(recorded: Recorded) -> None:
+    log = EventLog(recorded.settings.lineage_dir)
+    second, first = pipeline_runs(log.heads())
+    assert [run.run_id for run in (first, second)] == [recorded.first.run_id, recorded.second.run_id]
+    assert [run.state for run in (first, second)] == ["COMPLETE", "COMPLETE"]
+    changes = compare(*run_facts(log, (first, second)))
+    # Nothing was new: the tests had nothing to look at, and no code, column or check is another.
+    assert {change.kind for change in changes} <= {"steps", "rows"}, changes
+    assert [change for change in changes if change.kind == "steps" and not change.subject.endswith(".checks")] == []
+
+
+def nodes(branch: Branch) -> set[Node]:
+    return {branch.node, *(node for each in branch.branches for node in nodes(each))}

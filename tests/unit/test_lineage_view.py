@@ -196,6 +196,24 @@ def test_a_count_is_followed_by_what_decides_which_rows_count(folder: Path) -> N
     assert "duckdb:dim_glucose_date.time_in_range_pct" not in names(graph, other)
 
 
+def test_what_decides_for_a_whole_table_is_all_that_a_count_has(folder: Path) -> None:
+    columns = {"site": "varchar", "time_in_range_pct": "double", "reading_count": "bigint"}
+    events = made.pipeline_run(0, days_columns=columns)
+    for event in events:
+        for output in event.outputs or []:
+            if output.name == made.DAYS[1]:
+                assert output.facets is not None
+                output.facets["columnLineage"].dataset = made.input_fields(  # type: ignore[attr-defined]
+                    [(made.READINGS, "site", "INDIRECT", "GROUP_BY")]
+                )
+    graph = graph_of(folder, events)
+    up = graph.walk(graph.find("mart_glucose_overview.reading_count"), Direction.UPSTREAM, 3)
+    assert names(graph, up)[-1] == "fact_glucose_readings.site"
+    node = graph.find("duckdb:dim_glucose_date.time_in_range_pct")
+    assert [link.is_direct for link in graph.links(node, Direction.UPSTREAM, with_indirect=False)] == [True]
+    assert [link.how for link in graph.links(node, Direction.UPSTREAM)] == ["aggregated", "group by"]
+
+
 def test_a_failed_run_hides_nothing_of_the_last_complete_one(folder: Path) -> None:
     graph = graph_of(folder, made.pipeline_run(0), made.pipeline_run(1, fails=True))
     mart = next(step for step in graph.steps.values() if step.key.name == "mart_glucose_overview")

@@ -12,6 +12,7 @@ from nightscout_lakehouse.lib.lineage.event_log import (
     ColumnLineage,
     Event,
     EventDataset,
+    InputField,
     JobFacets,
     LineageError,
     Transformation,
@@ -314,7 +315,7 @@ def build_graph(events: Iterable[Event]) -> Graph:
         for dataset in event.outputs:
             tables.setdefault(DatasetKey(*event_key(dataset)), _Table()).add(event, dataset, is_output=True)
     steps = {key: step for key, job in jobs.items() if (step := job.step(key)) is not None}
-    sources = _column_sources(steps, jobs)
+    sources = _column_sources(steps, jobs, tables)
     # A column may come from a dataset that no job names as an input.
     for node in {link.node for links in sources.values() for link in links}:
         tables.setdefault(node.dataset if isinstance(node, ColumnKey) else node, _Table())
@@ -507,8 +508,10 @@ class _Table:
         )
 
 
-def _column_sources(steps: Mapping[StepKey, Step], jobs: Mapping[StepKey, _Job]) -> dict[ColumnKey, list[Link]]:
-    """Of each column what it comes from."""
+def _column_sources(
+    steps: Mapping[StepKey, Step], jobs: Mapping[StepKey, _Job], tables: Mapping[DatasetKey, _Table]
+) -> dict[ColumnKey, list[Link]]:
+    """Of each column what it comes from: its own sources first, then what decides for the whole dataset."""
     sources: dict[ColumnKey, dict[Node, Link]] = defaultdict(dict)
     for key, step in steps.items():
         for dataset, lineage in jobs[key].lineage.items():
@@ -516,12 +519,18 @@ def _column_sources(steps: Mapping[StepKey, Step], jobs: Mapping[StepKey, _Job])
                 continue
             for name, column in lineage.fields.items():
                 for source in column.input_fields:
-                    node = ColumnKey(DatasetKey(source.namespace, source.name), source.field)
-                    words, is_direct = how(source.transformations or _of_the_column(column.transformation_type))
-                    # An upsert reads its own table; that says nothing of where its values come from.
-                    if node != ColumnKey(dataset, name):
-                        sources[ColumnKey(dataset, name)].setdefault(node, Link(node, words, is_direct, key))
-    return {key: list(links.values()) for key, links in sources.items()}
+                    given = source.transformations or _of_the_column(column.transformation_type)
+                    _add(sources[ColumnKey(dataset, name)], source, *how(given), key)
+            for name in dict.fromkeys([*lineage.fields, *(column.name for column in tables[dataset].columns)]):
+                for source in lineage.dataset:
+                    _add(sources[ColumnKey(dataset, name)], source, how(source.transformations)[0], False, key)
+    # An upsert reads its own table; that says nothing of where its values come from.
+    return {key: [link for node, link in links.items() if node != key] for key, links in sources.items()}
+
+
+def _add(links: dict[Node, Link], source: InputField, words: str, is_direct: bool, step: StepKey) -> None:
+    node = ColumnKey(DatasetKey(source.namespace, source.name), source.field)
+    links.setdefault(node, Link(node, words, is_direct, step))
 
 
 def _of_the_column(transformation_type: str | None) -> list[Transformation]:
