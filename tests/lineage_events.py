@@ -18,6 +18,7 @@ from openlineage.client.facet_v2 import (
     output_statistics_output_dataset,
     parent_run,
     schema_dataset,
+    source_code_job,
     source_code_location_job,
     sql_job,
 )
@@ -111,10 +112,12 @@ def input_fields(sources: Sequence[tuple[Name, str, str, str]]) -> list[column_l
     ]
 
 
-def code(sql: str, commit: str) -> dict[str, JobFacet]:
+def code(sql: str, commit: str, run: int) -> dict[str, JobFacet]:
     """The facets of a dbt model."""
     return {
-        "sql": sql_job.SQLJobFacet(query=sql),
+        # As compiled, the query is another one in each run.
+        "sql": sql_job.SQLJobFacet(query=f"{sql} where reading_date >= '{BEGIN + timedelta(days=run)}'"),
+        "sourceCode": source_code_job.SourceCodeJobFacet(language="sql", sourceCode=sql),
         "sourceCodeLocation": source_code_location_job.SourceCodeLocationJobFacet(
             type="git", url="https://example.org/repo", version=commit
         ),
@@ -181,7 +184,7 @@ def pipeline_run(
                     },
                 )
             ],
-            code(sql, commit),
+            code(sql, commit, run),
         ),
         (
             "published_dim_glucose_date",
@@ -193,7 +196,7 @@ def pipeline_run(
             "mart_glucose_overview",
             [source(PUBLISHED)],
             [target(MART, days, 3, {c: [(PUBLISHED, c, direct, "IDENTITY")] for c in days})],
-            code("select * from days", commit),
+            code("select * from days", commit, run),
         ),
     ]
     events = [event(RunState.START, PIPELINE, run, 0)]

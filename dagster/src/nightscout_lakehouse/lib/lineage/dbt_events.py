@@ -13,7 +13,7 @@ from typing import Any
 
 import attr
 from openlineage.client.event_v2 import InputDataset, Job, Run, RunEvent, RunState
-from openlineage.client.facet_v2 import error_message_run
+from openlineage.client.facet_v2 import error_message_run, source_code_job
 from openlineage.common.provider.dbt.local import DbtLocalArtifactProcessor
 
 from nightscout_lakehouse.lib.dbt_project import Target
@@ -121,6 +121,9 @@ def build_events(
                 **(given.job.facets or {}),
                 **job_facets(node["name"], f"dbt/{node['original_file_path']}"),
             }
+            if not is_test:
+                # The compiled query is another one on every day; this changes with the code alone.
+                event.job.facets["sourceCode"] = source_code_job.SourceCodeJobFacet("sql", node["raw_code"])
         if event.eventType is RunState.FAIL and event.run.facets is not None:
             message = _failed_assertions(given) if is_test else messages[node["unique_id"]]
             event.run.facets["errorMessage"] = error_message_run.ErrorMessageRunFacet(

@@ -70,7 +70,7 @@ class RunFacts:
     reads: Mapping[DatasetKey, TableState]
     writes: Mapping[DatasetKey, TableState]
     commits: frozenset[str]
-    sql: Mapping[str, str]
+    code: Mapping[str, str]
     steps: frozenset[str]
     errors: Mapping[str, str]
     assertions: Mapping[AssertionKey, bool]
@@ -85,7 +85,7 @@ class Change:
         subject: The table, column, model or check.
         before: None if it was not there.
         after: None if it is gone.
-        detail: Lines that say more, such as the difference of the SQL.
+        detail: Lines that say more, such as the difference of the code.
     """
 
     kind: str
@@ -190,15 +190,19 @@ def _changed_code(before: RunFacts, after: RunFacts) -> list[Change]:
     changes = []
     if before.commits != after.commits:
         changes.append(Change("code", "git commit", _listed(before.commits), _listed(after.commits)))
-    for model in sorted(before.sql.keys() & after.sql.keys()):
-        was, now = before.sql[model].strip(), after.sql[model].strip()
+    for model in sorted(before.code.keys() & after.code.keys()):
+        was, now = before.code[model].strip(), after.code[model].strip()
         if was != now:
             lines = list(difflib.unified_diff(was.splitlines(), now.splitlines(), "before", "after", lineterm="", n=1))
             lines = [line for line in lines[2:] if not line.startswith("@@")]
             removed = sum(line.startswith("-") for line in lines)
             added = sum(line.startswith("+") for line in lines)
-            changes.append(Change("code", model, f"{removed} lines removed", f"{added} lines added", tuple(lines)))
+            changes.append(Change("code", model, _counted(removed, "removed"), _counted(added, "added"), tuple(lines)))
     return changes
+
+
+def _counted(lines: int, word: str) -> str:
+    return f"{lines} line {word}" if lines == 1 else f"{lines} lines {word}"
 
 
 def _changed_inputs(before: RunFacts, after: RunFacts, names: Mapping[DatasetKey, str]) -> list[Change]:
@@ -350,7 +354,7 @@ class _Gathered:
     reads: dict[DatasetKey, TableState] = field(default_factory=dict)
     writes: dict[DatasetKey, TableState] = field(default_factory=dict)
     commits: set[str] = field(default_factory=set)
-    sql: dict[str, str] = field(default_factory=dict)
+    code: dict[str, str] = field(default_factory=dict)
     steps: set[str] = field(default_factory=set)
     errors: dict[str, str] = field(default_factory=dict)
     assertions: dict[AssertionKey, bool] = field(default_factory=dict)
@@ -360,8 +364,8 @@ class _Gathered:
         self.steps.add(job)
         if facets.source_code_location and facets.source_code_location.version:
             self.commits.add(facets.source_code_location.version)
-        if facets.sql:
-            self.sql.setdefault(job, facets.sql.query)
+        if facets.source_code:
+            self.code.setdefault(job, facets.source_code.source_code)
         if event.event_type == "FAIL":
             message = event.run.facets.error_message
             self.errors.setdefault(job, message.message if message else "")
@@ -378,7 +382,7 @@ class _Gathered:
             self.reads,
             self.writes,
             frozenset(self.commits),
-            self.sql,
+            self.code,
             frozenset(self.steps),
             self.errors,
             self.assertions,

@@ -183,6 +183,12 @@ class Sql(_Part, frozen=True):
     query: str
 
 
+class SourceCode(_Part, frozen=True):
+    """Facet `sourceCode`: of a dbt model its SQL as it is written, which changes with the code alone."""
+
+    source_code: str
+
+
 class JobType(_Part, frozen=True):
     """Facet `jobType`."""
 
@@ -202,6 +208,7 @@ class JobFacets(_Part, frozen=True):
     """The facets of a job."""
 
     sql: Sql | None = None
+    source_code: SourceCode | None = None
     job_type: JobType | None = None
     source_code_location: SourceCodeLocation | None = None
     documentation: Described | None = None
