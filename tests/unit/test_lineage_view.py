@@ -22,6 +22,7 @@ from nightscout_lakehouse.cli import app
 from nightscout_lakehouse.lib.lineage.diff import Change, choose_run, compare, pipeline_runs, run_facts
 from nightscout_lakehouse.lib.lineage.event_log import EventHead, EventLog, LineageError
 from nightscout_lakehouse.lib.lineage.graph import (
+    Bond,
     Branch,
     ColumnKey,
     DatasetKey,
@@ -167,7 +168,7 @@ def test_conditions_are_followed_when_asked_for(folder: Path) -> None:
     graph = graph_of(folder, made.pipeline_run(0))
     node = graph.find("duckdb:dim_glucose_date.time_in_range_pct")
     direct, with_conditions = (
-        graph.walk(node, Direction.UPSTREAM, 1, with_indirect=asked).branches for asked in (False, True)
+        graph.walk(node, Direction.UPSTREAM, 1, with_conditions=asked).branches for asked in (False, True)
     )
     assert [(graph.label(each.node), each.link and each.link.how) for each in direct] == [
         ("fact_glucose_readings.glucose_mg_dl", "aggregated")
@@ -196,7 +197,7 @@ def test_a_count_is_followed_by_what_decides_which_rows_count(folder: Path) -> N
     assert "duckdb:dim_glucose_date.time_in_range_pct" not in names(graph, other)
 
 
-def test_what_decides_for_a_whole_table_is_all_that_a_count_has(folder: Path) -> None:
+def test_what_decides_for_a_whole_table_is_told_when_asked_for(folder: Path) -> None:
     columns = {"site": "varchar", "time_in_range_pct": "double", "reading_count": "bigint"}
     events = made.pipeline_run(0, days_columns=columns)
     for event in events:
@@ -207,11 +208,20 @@ def test_what_decides_for_a_whole_table_is_all_that_a_count_has(folder: Path) ->
                     [(made.READINGS, "site", "INDIRECT", "GROUP_BY")]
                 )
     graph = graph_of(folder, events)
-    up = graph.walk(graph.find("mart_glucose_overview.reading_count"), Direction.UPSTREAM, 3)
-    assert names(graph, up)[-1] == "fact_glucose_readings.site"
+    count = graph.find("duckdb:dim_glucose_date.reading_count")
+    assert isinstance(count, ColumnKey)
+    assert graph.is_made_of_none(count)
+    assert graph.links(count, Direction.UPSTREAM, with_conditions=False) == []
+    assert [(link.how, link.bond) for link in graph.links(count, Direction.UPSTREAM)] == [("group by", Bond.ROWS)]
     node = graph.find("duckdb:dim_glucose_date.time_in_range_pct")
-    assert [link.is_direct for link in graph.links(node, Direction.UPSTREAM, with_indirect=False)] == [True]
-    assert [link.how for link in graph.links(node, Direction.UPSTREAM)] == ["aggregated", "group by"]
+    assert [link.bond for link in graph.links(node, Direction.UPSTREAM, with_conditions=False)] == [Bond.VALUE]
+    told = lakehouse("show", "mart_glucose_overview.reading_count", "--upstream").stdout.splitlines()
+    assert told[2] == "    └── duckdb:dim_glucose_date.reading_count¹ · DuckDB · copied"
+    assert told[3].startswith("¹ A count of rows, or what the query itself says")
+    assert "¹" not in lakehouse("show", MART_COLUMN).stdout
+    assert "no other column¹" in lakehouse("show", "duckdb:dim_glucose_date.reading_count", "--upstream").stdout
+    whole = lakehouse("show", "mart_glucose_overview.reading_count", "--upstream", "--conditions").stdout
+    assert "fact_glucose_readings.site · DuckDB · condition: group by" in whole
 
 
 def test_a_failed_run_hides_nothing_of_the_last_complete_one(folder: Path) -> None:
@@ -598,7 +608,7 @@ def test_show_as_json_is_for_programs(folder: Path) -> None:
         "dataset": made.PUBLISHED[1],
         "column": "time_in_range_pct",
         "how": "copied",
-        "is_direct": True,
+        "bond": "value",
         "step": "mart_glucose_overview",
     }
 

@@ -1,6 +1,7 @@
 """`lakehouse lineage`: where a figure comes from, what depends on it, and what changed between two runs."""
 
 import sys
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated, Any
@@ -18,12 +19,15 @@ if TYPE_CHECKING:
 
     from nightscout_lakehouse.lib.lineage.diff import Change, PipelineRun
     from nightscout_lakehouse.lib.lineage.event_log import EventLog
-    from nightscout_lakehouse.lib.lineage.graph import Branch, Graph
+    from nightscout_lakehouse.lib.lineage.graph import Branch, ColumnKey, Graph
 
 lineage_app = typer.Typer(help="Where figures come from, and what changed between two runs.", no_args_is_help=True)
 
 MOST_DEPTH = 100
 _MOST_DETAIL_LINES = 12
+_MADE_OF_NONE = (
+    "¹ A count of rows, or what the query itself says; --conditions tells what decides which rows there are."
+)
 _KINDS = {
     "steps": "Steps",
     "code": "Code",
@@ -63,13 +67,15 @@ def show(
     graph = _graph()
     node = graph.find(name)
     chosen = [each for each, is_chosen in zip(Direction, (upstream, downstream), strict=True) if is_chosen]
-    walks = {each: graph.walk(node, each, depth, with_indirect=conditions) for each in chosen or Direction}
+    walks = {each: graph.walk(node, each, depth, with_conditions=conditions) for each in chosen or Direction}
     if output is Format.JSON:
         _print_json({"name": graph.label(node), **{each.value: _plain(graph, walks[each]) for each in walks}})
         return
     target = _console_of_trees()
     for direction, branch in walks.items():
         target.print(_tree(graph, branch, direction.value))
+        if direction is Direction.UPSTREAM and any(map(graph.is_made_of_none, _ends(branch))):
+            target.print(f"[dim]{_MADE_OF_NONE}[/]")
 
 
 @lineage_app.command("open")
@@ -179,10 +185,21 @@ def _tree(graph: "Graph", branch: "Branch", title: str) -> "Tree":
     words = {"upstream": "comes from", "downstream": "goes into"}
     tree = Tree(f"[bold]{escape(graph.label(branch.node))}[/] {words[title]}")
     if not branch.branches:
-        tree.add("[dim]nothing that the lineage knows[/]")
+        is_count = title == "upstream" and any(map(graph.is_made_of_none, _ends(branch)))
+        tree.add("[dim]no other column¹[/]" if is_count else "[dim]nothing that the lineage knows[/]")
     for each in branch.branches:
         _grow(graph, tree, each)
     return tree
+
+
+def _ends(branch: "Branch") -> "Iterator[ColumnKey]":
+    """The columns at which a tree ends."""
+    from nightscout_lakehouse.lib.lineage.graph import ColumnKey
+
+    if isinstance(branch.node, ColumnKey) and not branch.branches:
+        yield branch.node
+    for each in branch.branches:
+        yield from _ends(each)
 
 
 def _grow(graph: "Graph", tree: "Tree", branch: "Branch") -> None:
@@ -192,14 +209,14 @@ def _grow(graph: "Graph", tree: "Tree", branch: "Branch") -> None:
 
 
 def _line(graph: "Graph", branch: "Branch") -> str:
-    from nightscout_lakehouse.lib.lineage.graph import ColumnKey
+    from nightscout_lakehouse.lib.lineage.graph import Bond, ColumnKey
 
     node, link = branch.node, branch.link
     key = node.dataset if isinstance(node, ColumnKey) else node
     dataset = graph.datasets[key]
     notes = [dataset.platform]
     if link is not None and link.how:
-        notes.append(link.how if link.is_direct else f"condition: {link.how}")
+        notes.append(link.how if link.bond is Bond.VALUE else f"condition: {link.how}")
     if not isinstance(node, ColumnKey):
         if dataset.row_count is not None:
             notes.append(f"{dataset.row_count:,} rows")
@@ -209,7 +226,8 @@ def _line(graph: "Graph", branch: "Branch") -> str:
             notes.append(f"{dataset.written_at.astimezone(UTC):%Y-%m-%d %H:%M} UTC")
     notes += ["see above"] if branch.is_repeated else []
     notes += ["more follows"] if branch.is_cut else []
-    return f"{escape(graph.label(node))} [dim]· {escape(' · '.join(notes))}[/]"
+    mark = "¹" if isinstance(node, ColumnKey) and not branch.branches and graph.is_made_of_none(node) else ""
+    return f"{escape(graph.label(node))}{mark} [dim]· {escape(' · '.join(notes))}[/]"
 
 
 def _plain(graph: "Graph", branch: "Branch") -> dict[str, Any]:
@@ -221,7 +239,7 @@ def _plain(graph: "Graph", branch: "Branch") -> dict[str, Any]:
     if isinstance(branch.node, ColumnKey):
         plain["column"] = branch.node.column
     if branch.link is not None:
-        plain |= {"how": branch.link.how, "is_direct": branch.link.is_direct, "step": branch.link.step.name}
+        plain |= {"how": branch.link.how, "bond": branch.link.bond, "step": branch.link.step.name}
     plain |= {"is_repeated": branch.is_repeated, "is_cut": branch.is_cut}
     plain["next"] = [_plain(graph, each) for each in branch.branches]
     return plain

@@ -4,7 +4,7 @@ import difflib
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from enum import StrEnum
 
@@ -49,6 +49,16 @@ class StepKey:
 
 
 Node = DatasetKey | ColumnKey
+
+
+class Bond(StrEnum):
+    """What a column has of another one."""
+
+    VALUE = "value"
+    # Its own condition, window or order: a share of rows is made of nothing else.
+    CONDITION = "condition"
+    # What decides for the whole table which rows there are.
+    ROWS = "rows"
 
 
 class Direction(StrEnum):
@@ -132,13 +142,13 @@ class Link:
     Attributes:
         node: Where it leads.
         how: What the step does with the values: copied, computed, aggregated, filter, … ; empty if the event is silent.
-        is_direct: The value itself goes over; otherwise it only decides which rows, groups or order there are.
+        bond: What the one has of the other; a value between whole datasets.
         step: The job between the two.
     """
 
     node: Node
     how: str
-    is_direct: bool
+    bond: Bond
     step: StepKey
 
 
@@ -191,51 +201,56 @@ class Graph:
             return f"{self.datasets[node.dataset].label}.{node.column}"
         return self.datasets[node].label
 
-    def links(self, node: Node, direction: Direction, *, with_indirect: bool = True) -> list[Link]:
+    def links(self, node: Node, direction: Direction, *, with_conditions: bool = True) -> list[Link]:
         """The nodes beside a node.
 
-        A column whose dataset's producer says nothing of columns leads to whole datasets. Without conditions, those are
-        followed all the same that are all a column has: a count is made of nothing but what decides which rows count.
+        A column whose dataset's producer says nothing of columns leads to whole datasets. Without conditions, the own
+        ones of a column are followed all the same if it has no values of others: a share or a flag is made of nothing
+        else.
         """
         if isinstance(node, DatasetKey):
             return self._dataset_links(node, direction)
         if direction is Direction.UPSTREAM:
-            found = [link for link in self.sources.get(node, ()) if with_indirect or self._is_followed(link, node)]
+            found = [link for link in self.sources.get(node, ()) if with_conditions or self._is_followed(link, node)]
             if node.dataset not in self.traced:
                 found += self._dataset_links(node.dataset, direction)
             return found
-        found = [link for link in self.targets.get(node, ()) if with_indirect or self._is_followed(link, link.node)]
+        found = [link for link in self.targets.get(node, ()) if with_conditions or self._is_followed(link, link.node)]
         return found + [link for link in self._dataset_links(node.dataset, direction) if link.node not in self.traced]
 
     def _is_followed(self, link: Link, target: Node) -> bool:
-        if link.is_direct or not isinstance(target, ColumnKey):
-            return True
-        return not any(source.is_direct for source in self.sources.get(target, ()))
+        if link.bond is not Bond.CONDITION or not isinstance(target, ColumnKey):
+            return link.bond is Bond.VALUE
+        return not any(source.bond is Bond.VALUE for source in self.sources.get(target, ()))
+
+    def is_made_of_none(self, column: ColumnKey) -> bool:
+        """Whether a column is known to be made of no other: a count of rows, or what the query itself says."""
+        return column.dataset in self.traced and not self.links(column, Direction.UPSTREAM, with_conditions=False)
 
     def _dataset_links(self, key: DatasetKey, direction: Direction) -> list[Link]:
         links = []
         if direction is Direction.UPSTREAM:
             for step in self.producers.get(key, ()):
-                links += [Link(each, "", True, step.key) for each in step.inputs if each != key]
+                links += [Link(each, "", Bond.VALUE, step.key) for each in step.inputs if each != key]
         else:
             for step in self.consumers.get(key, ()):
-                links += [Link(each, "", True, step.key) for each in step.outputs if each != key]
+                links += [Link(each, "", Bond.VALUE, step.key) for each in step.outputs if each != key]
         return list({link.node: link for link in links}.values())
 
-    def walk(self, node: Node, direction: Direction, depth: int, *, with_indirect: bool = False) -> Branch:
+    def walk(self, node: Node, direction: Direction, depth: int, *, with_conditions: bool = False) -> Branch:
         """All that a node comes from, or that comes from it, as a tree; each node is followed once."""
-        return self._branch(node, None, direction, depth, with_indirect, set())
+        return self._branch(node, None, direction, depth, with_conditions, set())
 
     def _branch(
-        self, node: Node, link: Link | None, direction: Direction, depth: int, with_indirect: bool, seen: set[Node]
+        self, node: Node, link: Link | None, direction: Direction, depth: int, with_conditions: bool, seen: set[Node]
     ) -> Branch:
-        links = self.links(node, direction, with_indirect=with_indirect)
+        links = self.links(node, direction, with_conditions=with_conditions)
         if node in seen:
             return Branch(node, link, is_repeated=bool(links))
         if depth == 0:
             return Branch(node, link, is_cut=bool(links))
         seen.add(node)
-        below = tuple(self._branch(each.node, each, direction, depth - 1, with_indirect, seen) for each in links)
+        below = tuple(self._branch(each.node, each, direction, depth - 1, with_conditions, seen) for each in links)
         return Branch(node, link, below)
 
     def find(self, text: str) -> Node:
@@ -325,7 +340,7 @@ def build_graph(events: Iterable[Event]) -> Graph:
     for column, links in sources.items():
         for link in links:
             if isinstance(link.node, ColumnKey):
-                targets[link.node].append(Link(column, link.how, link.is_direct, link.step))
+                targets[link.node].append(replace(link, node=column))
     producers: dict[DatasetKey, list[Step]] = defaultdict(list)
     consumers: dict[DatasetKey, list[Step]] = defaultdict(list)
     for step in steps.values():
@@ -519,18 +534,19 @@ def _column_sources(
                 continue
             for name, column in lineage.fields.items():
                 for source in column.input_fields:
-                    given = source.transformations or _of_the_column(column.transformation_type)
-                    _add(sources[ColumnKey(dataset, name)], source, *how(given), key)
+                    words, is_direct = how(source.transformations or _of_the_column(column.transformation_type))
+                    bond = Bond.VALUE if is_direct else Bond.CONDITION
+                    _add(sources[ColumnKey(dataset, name)], source, words, bond, key)
             for name in dict.fromkeys([*lineage.fields, *(column.name for column in tables[dataset].columns)]):
                 for source in lineage.dataset:
-                    _add(sources[ColumnKey(dataset, name)], source, how(source.transformations)[0], False, key)
+                    _add(sources[ColumnKey(dataset, name)], source, how(source.transformations)[0], Bond.ROWS, key)
     # An upsert reads its own table; that says nothing of where its values come from.
     return {key: [link for node, link in links.items() if node != key] for key, links in sources.items()}
 
 
-def _add(links: dict[Node, Link], source: InputField, words: str, is_direct: bool, step: StepKey) -> None:
+def _add(links: dict[Node, Link], source: InputField, words: str, bond: Bond, step: StepKey) -> None:
     node = ColumnKey(DatasetKey(source.namespace, source.name), source.field)
-    links.setdefault(node, Link(node, words, is_direct, step))
+    links.setdefault(node, Link(node, words, bond, step))
 
 
 def _of_the_column(transformation_type: str | None) -> list[Transformation]:

@@ -103,7 +103,7 @@ def page_data(graph: Graph, made_at: datetime) -> dict[str, Any]:
         "layers": layout.layers,
         "lines": [list(layout.paths[line]) for line in lines],
         "columns": [
-            [*places[link.node], *places[column], link.how, link.is_direct]
+            [*places[link.node], *places[column], link.how, link.bond.value]
             for column, links in graph.sources.items()
             if column in places
             for link in links
