@@ -456,7 +456,6 @@ def test_the_commands_lead_from_each_figure_to_the_server(recorded: Recorded) ->
     assert {column for columns in rootless.values() for column in columns} <= {"site"}, rootless
     sgv = graph.find("api/v1/entries.sgv")
     for column_name in ("time_in_range_pct", "avg_glucose_mg_dl", "estimated_a1c_7d_avg", "cv_pct"):
-        # Without conditions that are not the column's own, what is not glucose is not in the chain of a figure of it.
         figure = graph.find(f"mart_glucose_overview.{column_name}")
         assert sgv in nodes(graph.walk(figure, Direction.UPSTREAM, 100))
         assert figure in nodes(graph.walk(sgv, Direction.DOWNSTREAM, 100))
