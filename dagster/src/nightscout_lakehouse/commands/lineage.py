@@ -25,9 +25,7 @@ lineage_app = typer.Typer(help="Where figures come from, and what changed betwee
 
 MOST_DEPTH = 100
 _MOST_DETAIL_LINES = 12
-_MADE_OF_NONE = (
-    "¹ A count of rows, or what the query itself says; --conditions tells what decides which rows."
-)
+_MADE_OF_NONE = "¹ A count of rows, or what the query itself says; --conditions tells what decides which rows."
 _KINDS = {
     "steps": "Steps",
     "code": "Code",

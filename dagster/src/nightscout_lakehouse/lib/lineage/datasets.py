@@ -1,5 +1,6 @@
 """How datasets are named, by OpenLineage's naming spec: the same one the same by every producer."""
 
+import re
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
@@ -14,6 +15,8 @@ _RAW_ASSETS = {f"raw_{collection.name}": collection for collection in COLLECTION
 }
 _PROCESSED_ASSETS = {f"processed_{collection.name}": collection for collection in COLLECTIONS}
 PUBLISHED_PREFIX = "published_"
+# In a namespace; a space is among them, and makes no URI either.
+_REFUSED_BY_MARQUEZ = re.compile(r"[^a-zA-Z0-9:;=/_.@+-]")
 FILE_DROP = "raw_file_drop"
 
 
@@ -32,7 +35,7 @@ class DatasetNames:
     Attributes:
         lake_url: Root of the lake.
         drop_dir: Where exported files are dropped.
-        warehouse: Path of the DuckDB file.
+        warehouse: Path of the DuckDB file, as it can stand in a namespace.
         postgres: `host:port` and database of the serving database; None while it has never been started.
     """
 
@@ -47,7 +50,7 @@ class DatasetNames:
         return cls(
             lake_url=settings.lake_url,
             drop_dir=str(settings.drop_dir),
-            warehouse=str(settings.warehouse_path),
+            warehouse=_REFUSED_BY_MARQUEZ.sub("_", str(settings.warehouse_path)),
             postgres=serving_location(settings),
         )
 

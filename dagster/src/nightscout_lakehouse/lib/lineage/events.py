@@ -337,9 +337,9 @@ def _assertion(check: CheckFacts) -> data_quality_assertions_dataset.Assertion:
 def _dataset_facets(
     name: DatasetName, columns: Sequence[ColumnFacts], description: str, owners: Sequence[str]
 ) -> dict[str, Any]:
-    facets: dict[str, Any] = {
-        "dataSource": datasource_dataset.DatasourceDatasetFacet(name=name.namespace, uri=name.namespace)
-    }
+    # `file` and `nightscout` are names and no addresses.
+    uri = name.namespace if "://" in name.namespace else None
+    facets: dict[str, Any] = {"dataSource": datasource_dataset.DatasourceDatasetFacet(name=name.namespace, uri=uri)}
     if columns:
         facets["schema"] = schema(columns)
     if description:
