@@ -15,16 +15,20 @@ import pytest
 import yaml
 from conftest import Server
 from lineage_receiver import Receiver
+from openlineage.client.event_v2 import RunState
 from openlineage_schemas import faults
 from psycopg2 import sql
 
 from nightscout_lakehouse.demo import DemoOptions, DemoServer, DemoStore, Person
 from nightscout_lakehouse.instance import JobOutcome, execute_job, prepare_environment
-from nightscout_lakehouse.lib.lineage.datasets import DatasetName
+from nightscout_lakehouse.lib.lineage.datasets import DatasetName, DatasetNames
+from nightscout_lakehouse.lib.lineage.dbt_events import build_events, read_build
 from nightscout_lakehouse.lib.lineage.diff import compare, pipeline_runs, run_facts
 from nightscout_lakehouse.lib.lineage.event_log import EventLog
+from nightscout_lakehouse.lib.lineage.facts import RunFacts
 from nightscout_lakehouse.lib.lineage.graph import Branch, ColumnKey, Direction, Node, build_graph
 from nightscout_lakehouse.lib.lineage.journal import event_files, read_lines
+from nightscout_lakehouse.lib.lineage.models import ModelLineage
 from nightscout_lakehouse.lib.lineage.page import render
 from nightscout_lakehouse.lib.nightscout_collections import COLLECTIONS
 from nightscout_lakehouse.lib.postgres_connection import PostgresConnection
@@ -356,6 +360,38 @@ def test_events_say_what_ran_what_was_checked_and_whose_it_is(recorded: Recorded
     assert expectations["inputFacets"]["dataQualityMetrics"]["rowCount"] > 1000
     conserved = recorded.complete("processed_nightscout_entries.checks")["inputs"][0]["inputFacets"]
     assert "documents_are_conserved" in {each["name"] for each in conserved["dataQualityAssertions"]["assertions"]}
+
+
+def test_a_model_or_a_test_that_fails_says_why(recorded: Recorded) -> None:
+    build = read_build(recorded.settings.dbt_dir / "duckdb", since=datetime(2026, 1, 1, tzinfo=UTC))
+    assert build is not None
+    for result in build.results["results"]:
+        _, _, name = result["unique_id"].split(".")[:3]
+        if name == "dim_site":
+            result |= {"status": "error", "message": "Binder Error: no such column"}
+        elif name.startswith("not_null_fact_meals_site"):
+            result |= {"status": "fail", "failures": 3}
+        elif name == "fact_loop_status":
+            result |= {"status": "skipped"}
+    events = build_events(
+        build,
+        "duckdb",
+        RunFacts(recorded.first.run_id, "nightscout_pipeline"),
+        "nightscout_curated",
+        DatasetNames.of(recorded.settings),
+        {},
+        ModelLineage(recorded.settings.lineage_dir / "columns.json"),
+        lambda _asset, _path: {},
+    )
+    failed = {each.job.name: each for each in events if each.eventType is RunState.FAIL}
+    messages = {name: each.run.facets["errorMessage"].message for name, each in failed.items()}  # type: ignore[index,attr-defined]
+    assert messages == {
+        "dim_site": "Binder Error: no such column",
+        "fact_meals.checks": "Tests failed: not_null_fact_meals_site (3 rows)",
+    }
+    assert failed["dim_site"].outputs == []
+    assert failed["dim_site"].inputs
+    assert "fact_loop_status" not in {each.job.name for each in events}
 
 
 def test_a_run_with_nothing_new_says_so_in_little(recorded: Recorded) -> None:

@@ -201,7 +201,6 @@ def _written(materialization: dg.AssetMaterialization, at: datetime) -> "Written
 
     values = {key: value.value for key, value in materialization.metadata.items()}
     held = values.get("dagster/row_count")
-    reports = values.get("reports")
     return Written(
         asset=_name(materialization.asset_key),
         at=at,
@@ -211,9 +210,16 @@ def _written(materialization: dg.AssetMaterialization, at: datetime) -> "Written
         bytes=_whole(values.get("bytes")),
         files=_whole(values.get("batch_files", values.get("partitions_written"))),
         columns=_columns(values.get("dagster/column_schema")),
-        sites=tuple(report["site"] for report in reports if "site" in report) if isinstance(reports, list) else (),
+        sites=_sites(values.get("reports")),
         is_unchanged=_is_unchanged(values),
     )
+
+
+def _sites(reports: Any) -> tuple[str, ...]:
+    """The sites that were read, of the reports of each."""
+    if not isinstance(reports, list):
+        return ()
+    return tuple(report["site"] for report in reports if "site" in report and not report.get("error"))
 
 
 def _is_unchanged(values: Mapping[str, Any]) -> bool:

@@ -1,5 +1,6 @@
 """Turns what happens in a run into lineage events, as it happens."""
 
+import logging
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 from functools import cached_property
@@ -51,6 +52,8 @@ from nightscout_lakehouse.lib.lineage.open_runs import OpenRun, OpenRuns
 from nightscout_lakehouse.lib.lineage.source_code import source_code
 from nightscout_lakehouse.lib.processing import parsing_sql
 from nightscout_lakehouse.lib.settings import Settings
+
+logger = logging.getLogger(__name__)
 
 CHECKS_SUFFIX = ".checks"
 _KILLED = ErrorFacts("The process ended before the run did: it was killed, or the machine stopped.")
@@ -119,24 +122,15 @@ class RunRecorder:
             error: Why it failed.
             is_aborted: Whether it was stopped from outside.
         """
-        started = self._started.get(step, at)
-        by_asset = {each.asset: each for each in written}
-        made = self._catalog.of_step(step)
-        state = "COMPLETE" if error is None else "ABORT" if is_aborted else "FAIL"
         inputs: list[InputDataset] = []
         outputs: list[OutputDataset] = []
-        if made == (step,):
-            inputs = self._inputs(self._catalog.assets[step], by_asset.get(step))
-            if step in by_asset and error is None:
-                outputs = self._outputs(self._catalog.assets[step], by_asset[step])
-            self._emit_checks(step, started, at, checks)
-        elif made:
-            self._emit_assets(step, started, at, made, by_asset, checks)
-        else:
-            inputs = self._checked(step, checks)
-            self._emit_records(step, started, written, inputs)
+        try:
+            inputs, outputs = self._emit_parts(step, at, written, checks, has_failed=error is not None)
+        except Exception:
+            # The step has ended all the same.
+            logger.warning("The lineage of %s is incomplete.", step, exc_info=True)
         self._emit(
-            state,
+            "COMPLETE" if error is None else "ABORT" if is_aborted else "FAIL",
             at,
             step,
             self._kind(step),
@@ -163,6 +157,32 @@ class RunRecorder:
         self._emit(state, at, self._run.job, "JOB", "", error=error)
         self._open_runs.forget(self._run)
         self._emitter.close()
+
+    def _emit_parts(
+        self,
+        step: str,
+        at: datetime,
+        written: Sequence[Written],
+        checks: Sequence[CheckFacts],
+        *,
+        has_failed: bool,
+    ) -> tuple[list[InputDataset], list[OutputDataset]]:
+        """The events of what a step has made and checked, each a job of its own; what it reads and writes itself."""
+        started = self._started.get(step, at)
+        by_asset = {each.asset: each for each in written}
+        made = self._catalog.of_step(step)
+        if not made:
+            inputs = self._checked(step, checks)
+            self._emit_records(step, started, written, inputs)
+            return inputs, []
+        if made != (step,):
+            self._emit_assets(step, started, at, made, by_asset, checks)
+            return [], []
+        self._emit_checks(step, started, at, checks)
+        inputs = self._inputs(self._catalog.assets[step], by_asset.get(step))
+        if has_failed or step not in by_asset:
+            return inputs, []
+        return inputs, self._outputs(self._catalog.assets[step], by_asset[step])
 
     def _emit_assets(
         self,
