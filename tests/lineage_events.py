@@ -81,7 +81,9 @@ def source(name: Name, assertions: Mapping[tuple[str, str | None], bool] | None 
 
 def target(name: Name, columns: Mapping[str, str], rows: int, sources: Sources | None = None) -> OutputDataset:
     """A dataset that is written, with its columns and their types."""
-    fields = [schema_dataset.SchemaDatasetFacetFields(name=column, type=kind) for column, kind in columns.items()]
+    fields = [
+        schema_dataset.SchemaDatasetFacetFields(name=column, type=kind or None) for column, kind in columns.items()
+    ]
     facets: dict[str, Any] = {
         "schema": schema_dataset.SchemaDatasetFacet(fields=fields),
         "documentation": documentation_dataset.DocumentationDatasetFacet(description=f"One row per {name[1]}."),

@@ -490,6 +490,13 @@ def test_failures_failed_checks_and_other_inputs_are_told(folder: Path) -> None:
     ]
 
 
+def test_a_schema_without_types_changes_nothing(folder: Path) -> None:
+    untyped = {"site": "", "time_in_range_pct": ""}
+    assert changes(folder, made.pipeline_run(0), made.pipeline_run(1, days_columns=untyped)) == []
+    graph = build_graph(EventLog(folder).events())
+    assert [column.type for column in graph.datasets[DatasetKey(*made.DAYS)].columns] == ["varchar", "double"]
+
+
 def test_steps_of_one_run_only_are_told(folder: Path) -> None:
     after = [event for event in made.pipeline_run(1) if event.job.name != "published_dim_glucose_date"]
     found = changes(folder, made.pipeline_run(0), after)

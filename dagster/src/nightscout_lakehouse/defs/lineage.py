@@ -240,7 +240,11 @@ def _columns(schema: Any) -> "tuple[ColumnFacts, ...]":
     schema = getattr(schema, "schema", schema)
     if not isinstance(schema, dg.TableSchema):
         return ()
-    return tuple(ColumnFacts(column.name, column.type, column.description or "") for column in schema.columns)
+    # dagster-dbt's word for a type that the YAML does not name.
+    return tuple(
+        ColumnFacts(column.name, "" if column.type == "?" else column.type, column.description or "")
+        for column in schema.columns
+    )
 
 
 def _check(evaluation: dg.AssetCheckEvaluation, kinds: CheckKinds) -> "CheckFacts":

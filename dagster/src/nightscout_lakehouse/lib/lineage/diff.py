@@ -242,7 +242,9 @@ def _changed_schema(before: RunFacts, after: RunFacts, names: Mapping[DatasetKey
         if not was or not now:
             continue
         for column in sorted(was.keys() | now.keys()):
-            if was.get(column) != now.get(column):
+            # A type that only one of the two names has not changed.
+            is_told = column not in was or column not in now or (was[column] and now[column])
+            if is_told and was.get(column) != now.get(column):
                 changes.append(Change("schema", f"{names[key]}.{column}", was.get(column), now.get(column)))
     return changes
 

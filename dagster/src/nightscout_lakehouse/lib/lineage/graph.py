@@ -493,8 +493,11 @@ class _Table:
 
     def add(self, event: Event, dataset: EventDataset, *, is_output: bool) -> None:
         facets = dataset.facets
-        if not self.columns and facets.schema:
-            self.columns = tuple(Column(e.name, e.type or "", e.description or "") for e in facets.schema.fields)
+        # A model that was left alone says its columns, and not always their types: those are of an older event.
+        if facets.schema and not any(column.type for column in self.columns):
+            found = tuple(Column(e.name, e.type or "", e.description or "") for e in facets.schema.fields)
+            if not self.columns or any(column.type for column in found):
+                self.columns = found
         if not self.description and facets.documentation:
             self.description = facets.documentation.description
         if self.row_count is None:
