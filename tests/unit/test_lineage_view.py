@@ -236,6 +236,7 @@ def test_a_run_that_had_nothing_to_do_hides_nothing(folder: Path) -> None:
     idle = made.pipeline_run(1)
     for event in idle:
         event.outputs = []
+        event.job.facets = {}
     no_columns = made.pipeline_run(2)
     for event in no_columns:
         for output in event.outputs or []:
@@ -244,6 +245,9 @@ def test_a_run_that_had_nothing_to_do_hides_nothing(folder: Path) -> None:
     for later in (idle, no_columns):
         graph = graph_of(folder, *([made.pipeline_run(0)] if later is idle else []), later)
         assert len(names(graph, graph.walk(graph.find(MART_COLUMN), Direction.UPSTREAM, 100))) == 6
+        model = next(step for step in graph.steps.values() if step.key.name == "dim_glucose_date")
+        assert model.sql.startswith("select site")
+        assert model.commit == "a" * 40
 
 
 def test_the_newest_run_counts(folder: Path) -> None:

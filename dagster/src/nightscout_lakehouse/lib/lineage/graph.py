@@ -426,6 +426,7 @@ class _Job:
         complete: The events of its newest complete run that wrote something; a run that had nothing to do says nothing.
         fallback: The events of its newest run that names a dataset.
         lineage: By dataset, the newest word on where its columns come from.
+        facets: The newest of each; a run that had nothing to do says none of them.
     """
 
     newest: Event | None = None
@@ -433,9 +434,18 @@ class _Job:
     complete: list[Event] = field(default_factory=list)
     fallback: list[Event] = field(default_factory=list)
     lineage: dict[DatasetKey, ColumnLineage] = field(default_factory=dict)
+    facets: JobFacets = field(default_factory=JobFacets)
 
     def add(self, event: Event) -> None:
         self.newest = self.newest or event
+        older = event.job.facets
+        self.facets = JobFacets(
+            self.facets.sql or older.sql,
+            self.facets.source_code or older.source_code,
+            self.facets.job_type or older.job_type,
+            self.facets.source_code_location or older.source_code_location,
+            self.facets.documentation or older.documentation,
+        )
         is_complete = event.event_type == _COMPLETE
         if self.complete_id is None and is_complete and event.outputs:
             self.complete_id, self.fallback = event.run.run_id, []
@@ -462,7 +472,7 @@ class _Job:
         outputs = dict.fromkeys(DatasetKey(*event_key(each)) for event in events for each in event.outputs)
         if self.newest is None or not (inputs or outputs):
             return None
-        facets: list[JobFacets] = [event.job.facets for event in events]
+        facets = self.facets
         error = self.newest.run.facets.error_message
         return Step(
             key,
@@ -472,10 +482,10 @@ class _Job:
             events[0].event_time,
             self.newest.event_type,
             error.message if error else "",
-            next((each.sql.query for each in facets if each.sql), ""),
-            next((each.documentation.description for each in facets if each.documentation), ""),
-            next((each.job_type.integration or "" for each in facets if each.job_type), ""),
-            next((each.source_code_location.version or "" for each in facets if each.source_code_location), ""),
+            facets.sql.query if facets.sql else "",
+            facets.documentation.description if facets.documentation else "",
+            facets.job_type.integration or "" if facets.job_type else "",
+            facets.source_code_location.version or "" if facets.source_code_location else "",
         )
 
 
@@ -483,7 +493,7 @@ class _Job:
 class _Table:
     """What is found of a dataset while the events are read from the newest to the oldest."""
 
-    columns: tuple[Column, ...] = ()
+    columns: dict[str, Column] = field(default_factory=dict)
     description: str = ""
     row_count: int | None = None
     byte_count: int | None = None
@@ -493,11 +503,19 @@ class _Table:
 
     def add(self, event: Event, dataset: EventDataset, *, is_output: bool) -> None:
         facets = dataset.facets
-        # A model that was left alone says its columns, and not always their types: those are of an older event.
-        if facets.schema and not any(column.type for column in self.columns):
-            found = tuple(Column(e.name, e.type or "", e.description or "") for e in facets.schema.fields)
-            if not self.columns or any(column.type for column in found):
-                self.columns = found
+        if facets.schema:
+            told = {
+                each.name: Column(each.name, each.type or "", each.description or "") for each in facets.schema.fields
+            }
+            # A model that was left alone says its columns, and not always of what type and what for.
+            self.columns = {
+                name: Column(
+                    name,
+                    known.type or told.get(name, known).type,
+                    known.description or told.get(name, known).description,
+                )
+                for name, known in (self.columns or told).items()
+            }
         if not self.description and facets.documentation:
             self.description = facets.documentation.description
         if self.row_count is None:
@@ -516,7 +534,7 @@ class _Table:
             key,
             label,
             platform(key),
-            self.columns,
+            tuple(self.columns.values()),
             self.description,
             self.row_count,
             self.byte_count,
@@ -540,7 +558,7 @@ def _column_sources(
                     words, is_direct = how(source.transformations or _of_the_column(column.transformation_type))
                     bond = Bond.VALUE if is_direct else Bond.CONDITION
                     _add(sources[ColumnKey(dataset, name)], source, words, bond, key)
-            for name in dict.fromkeys([*lineage.fields, *(column.name for column in tables[dataset].columns)]):
+            for name in dict.fromkeys([*lineage.fields, *tables[dataset].columns]):
                 for source in lineage.dataset:
                     _add(sources[ColumnKey(dataset, name)], source, how(source.transformations)[0], Bond.ROWS, key)
     # An upsert reads its own table; that says nothing of where its values come from.

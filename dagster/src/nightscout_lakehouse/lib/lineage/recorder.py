@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from functools import cached_property
 from typing import Any
@@ -277,9 +278,18 @@ class RunRecorder:
         name = self._dataset(asset.name, written)
         if name is None:
             return []
-        if written.is_unchanged:
-            return [unchanged_dataset(name, asset.columns or written.columns, written)]
         names = self._names
+        sites = names.warehouse_name(SITES_TABLE)
+        if raw_collection(asset.name) is not None:
+            # What a run landed; how many the batch files hold, nobody counts.
+            written = replace(written, rows_held=None)
+        if written.is_unchanged:
+            # All that it writes is named again: who reads the newest events alone would miss the rest.
+            also = [sites] if processed_collection(asset.name) is not None else []
+            return [
+                unchanged_dataset(name, asset.columns or written.columns, written),
+                *(unchanged_dataset(each, (), Written(asset.name, written.at)) for each in also),
+            ]
         described: dict[str, Any] = {"description": asset.description, "owners": asset.owners}
         if (raw := raw_collection(asset.name)) is not None:
             fields = self._fields(asset.name)
@@ -296,9 +306,7 @@ class RunRecorder:
             described["symlink"] = names.warehouse_name(f"lake.{processed.name}")
             return [
                 output_dataset(name, written, **described),
-                output_dataset(
-                    names.warehouse_name(SITES_TABLE), Written(asset.name, written.at), description="One row per site."
-                ),
+                output_dataset(sites, Written(asset.name, written.at), description="One row per site."),
             ]
         if asset.name.startswith(PUBLISHED_PREFIX):
             original = names.in_warehouse(written.table)
