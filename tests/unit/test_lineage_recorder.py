@@ -6,8 +6,10 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import uuid4
 
+import dagster as dg
 import pytest
 
+from nightscout_lakehouse.defs.lineage import run_facts
 from nightscout_lakehouse.lib.lineage.datasets import DatasetName, DatasetNames
 from nightscout_lakehouse.lib.lineage.emitter import Emitter
 from nightscout_lakehouse.lib.lineage.facts import (
@@ -157,6 +159,13 @@ def test_checks_of_severity_error_fail_their_job_and_warnings_do_not(settings: S
         "nightscout_entries",
         "warehouse.curated.dim_site",
     ]
+
+
+def test_the_tick_of_the_schedule_is_known() -> None:
+    run_id, tick = str(uuid4()), "2026-01-01T12:30:00+00:00"
+    by_schedule = dg.DagsterRun("nightscout_pipeline", run_id, tags={".dagster/scheduled_execution_time": tick})
+    assert run_facts(by_schedule) == RunFacts(run_id, "nightscout_pipeline", datetime(2026, 1, 1, 12, 30, tzinfo=UTC))
+    assert run_facts(dg.DagsterRun("nightscout_pipeline", run_id)).scheduled_for is None
 
 
 def test_datasets_of_a_bucket_and_of_a_database_that_was_never_started(monkeypatch: pytest.MonkeyPatch) -> None:

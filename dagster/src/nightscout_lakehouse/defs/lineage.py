@@ -61,7 +61,7 @@ class RunLineage:
 
             catalog = _catalog()
             emitter = Emitter(settings, _secrets(settings))
-            lineage = cls(RunRecorder(settings, _run_facts(run), catalog, emitter), catalog.check_kinds)
+            lineage = cls(RunRecorder(settings, run_facts(run), catalog, emitter), catalog.check_kinds)
         except Exception:
             logger.warning("This run has no lineage events.", exc_info=True)
             return cls()
@@ -116,7 +116,8 @@ class RunLineage:
                 recorder.end("ABORT", at, _error(None, event.message or "Stopped."))
 
 
-def _run_facts(run: dg.DagsterRun) -> "RunFacts":
+def run_facts(run: dg.DagsterRun) -> "RunFacts":
+    """A run, and the tick of the schedule that started it."""
     from nightscout_lakehouse.lib.lineage.facts import RunFacts
 
     scheduled = run.tags.get(_SCHEDULED_TIME_TAG)
