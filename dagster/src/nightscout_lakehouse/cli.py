@@ -21,6 +21,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from nightscout_lakehouse.commands.alerts import alerts_app
+from nightscout_lakehouse.commands.lineage import lineage_app
 from nightscout_lakehouse.commands.shared import EXIT_FAILURE, console, errors
 from nightscout_lakehouse.commands.shared import prepare as _prepare
 from nightscout_lakehouse.commands.shared import says_what_went_wrong as _says_what_went_wrong
@@ -43,6 +44,7 @@ app.add_typer(sites_app, name="sites")
 quarantine_app = typer.Typer(help="Documents that were refused: list, show, judge anew.", no_args_is_help=True)
 app.add_typer(quarantine_app, name="quarantine")
 app.add_typer(alerts_app, name="alerts")
+app.add_typer(lineage_app, name="lineage")
 
 SiteOption = Annotated[str | None, typer.Option("--site", help="Only of this site.")]
 ReasonOption = Annotated[str | None, typer.Option("--reason", help="Only those refused for this reason.")]

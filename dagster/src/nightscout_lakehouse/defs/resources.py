@@ -9,6 +9,7 @@ from contextlib import ExitStack, contextmanager
 import dagster as dg
 from pydantic import PrivateAttr
 
+from nightscout_lakehouse.defs.lineage import RunLineage
 from nightscout_lakehouse.demo import DemoServer
 from nightscout_lakehouse.lib.dbt_project import DbtProject
 from nightscout_lakehouse.lib.lake import Lake
@@ -39,7 +40,9 @@ class LakehouseResource(dg.ConfigurableResource):  # type: ignore[type-arg]
         self._settings.home.mkdir(parents=True, exist_ok=True)
         with ExitStack() as stack:
             self._stack = stack
+            lineage = RunLineage.of(context, self._settings)
             stack.enter_context(lake_lock(self._settings, f"run {context.run.run_id if context.run else ''}"))
+            lineage.begin()
             yield self
 
     @property

@@ -20,6 +20,7 @@ from nightscout_lakehouse.lib.embedded_postgres import (
     embedded_postgres,
     generate_password,
     kept_address,
+    kept_location,
     password_file,
     read_password,
     write_private_file,
@@ -115,6 +116,15 @@ def serving_address(settings: Settings) -> str:
     if url:
         return parse_database_url(url).address
     return kept_address(settings.postgres_dir) or f"in {settings.postgres_dir}"
+
+
+def serving_location(settings: Settings) -> tuple[str, str] | None:
+    """`host:port` and database of the serving database; None before the embedded one was ever started."""
+    url = settings.database_url.get_secret_value()
+    if url:
+        connection = parse_database_url(url)
+        return f"{connection.host}:{connection.port}", connection.database
+    return kept_location(settings.postgres_dir)
 
 
 def reader_connection(settings: Settings, connection: PostgresConnection) -> PostgresConnection | None:

@@ -78,6 +78,10 @@ class Settings(BaseSettings):
         "", pattern=r"^$|^\d\d:\d\d-\d\d:\d\d$", validation_alias="LAKEHOUSE_ALERT_QUIET_HOURS"
     )
     ui_url: str = Field("", validation_alias="LAKEHOUSE_UI_URL")
+    openlineage_disabled: bool = Field(False, validation_alias="OPENLINEAGE_DISABLED")
+    openlineage_url: SecretStr = Field(SecretStr(""), validation_alias="OPENLINEAGE_URL")
+    openlineage_endpoint: str = Field("api/v1/lineage", validation_alias="OPENLINEAGE_ENDPOINT")
+    openlineage_api_key: SecretStr = Field(SecretStr(""), validation_alias="OPENLINEAGE_API_KEY")
 
     dagster_port: int = Field(3000, ge=1, le=65535, validation_alias="DAGSTER_PORT")
     lock_timeout_seconds: float = Field(900.0, ge=0, validation_alias="LAKEHOUSE_LOCK_TIMEOUT_SECONDS")
@@ -145,6 +149,16 @@ class Settings(BaseSettings):
     def run_url(self) -> str:
         """Where people open a run in the Dagster UI; its id follows."""
         return f"{self.ui_url.rstrip('/') or f'http://127.0.0.1:{self.dagster_port}'}/runs/"
+
+    def lineage_dir(self) -> Path:
+        """OpenLineage events, and those that are still to be sent."""
+        return self.home / "lineage"
+
+    @property
+    def secrets(self) -> tuple[SecretStr, ...]:
+        """All that must never be shown."""
+        values = (getattr(self, name) for name in type(self).model_fields)
+        return tuple(value for value in values if isinstance(value, SecretStr) and value.get_secret_value())
 
     @property
     def duckdb_extension_dir(self) -> Path:

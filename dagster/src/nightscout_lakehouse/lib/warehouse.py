@@ -74,6 +74,16 @@ alter table ops.sites alter column sensor_interval_minutes drop not null;
 """
 
 
+def bookkeeping_columns() -> dict[str, list[str]]:
+    """The columns of the tables of the schema `ops`, by table."""
+    with duckdb.connect() as scratch:
+        scratch.execute(_OPS_TABLES)
+        rows = scratch.execute(
+            "select table_name, column_name from duckdb_columns() where schema_name = 'ops' order by column_index"
+        ).fetchall()
+    return {table: [column for name, column in rows if name == table] for table, _ in rows}
+
+
 def connect(settings: Settings, path: Path | None = None, *, read_only: bool = False) -> duckdb.DuckDBPyConnection:
     """Open a DuckDB database that can read and write the lake.
 
