@@ -410,6 +410,19 @@ def report(
         console.print(str(file), markup=False, soft_wrap=True)
 
 
+@app.command()
+@_says_what_went_wrong
+def metrics() -> None:
+    """Print the metrics of the runs as Prometheus reads them; after each run they are in metrics/lakehouse.prom."""
+    from nightscout_lakehouse.lib.run_journal import RunJournal
+    from nightscout_lakehouse.lib.run_metrics import metrics_text
+
+    settings = load_settings()
+    if not settings.journal_path.is_file():
+        raise LakehouseError("No run is on record yet.", "Run the pipeline first.")
+    sys.stdout.write(metrics_text(RunJournal(settings.journal_path)))
+
+
 @app.command("demo-server")
 @_says_what_went_wrong
 def demo_server(
@@ -465,9 +478,9 @@ def _prepare() -> Settings:
     from nightscout_lakehouse.instance import prepare_environment
 
     settings = load_settings()
-    _log_to(console)
     try:
         prepare_environment(settings)
+        _log_to(console, settings)
     except OSError as error:
         raise LakehouseError(
             f"LAKEHOUSE_HOME {settings.home} cannot be written ({error.strerror}).", "Set it to a folder of yours."
@@ -503,15 +516,18 @@ def _run_pipeline(settings: Settings) -> None:
         raise typer.Exit(EXIT_FAILURE)
 
 
-def _log_to(target: Console) -> None:
+def _log_to(target: Console, settings: Settings) -> None:
+    from nightscout_lakehouse.lib.redaction import redactor
+    from nightscout_lakehouse.lib.run_log import log_of_command
+    from nightscout_lakehouse.lib.sites import load_sites
+
     handler = RichHandler(console=target, show_path=False, show_level=False, omit_repeated_times=False, markup=False)
     handler.setFormatter(logging.Formatter("%(message)s"))
-    package = logging.getLogger("nightscout_lakehouse")
-    package.setLevel(logging.INFO)
-    package.handlers = [handler]
-    package.propagate = False
-    # Its request log would show every URL.
-    logging.getLogger("httpx").setLevel(logging.WARNING)
+    sites: list[Site] = []
+    # What is wrong with them is said where they are needed.
+    with suppress(LakehouseError):
+        sites = load_sites(settings)
+    log_of_command(settings, redactor(settings, sites), handler)
 
 
 @contextmanager

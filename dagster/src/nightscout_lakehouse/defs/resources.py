@@ -11,7 +11,7 @@ from logging import getLogger
 import dagster as dg
 from pydantic import PrivateAttr
 
-from nightscout_lakehouse.defs.run_recording import launched_by, run_end
+from nightscout_lakehouse.defs.run_recording import current_step, launched_by, run_end
 from nightscout_lakehouse.demo import DemoServer
 from nightscout_lakehouse.lib.dbt_project import DbtProject
 from nightscout_lakehouse.lib.errors import LakehouseError
@@ -20,6 +20,7 @@ from nightscout_lakehouse.lib.locking import lake_lock
 from nightscout_lakehouse.lib.postgres_connection import PostgresConnection
 from nightscout_lakehouse.lib.redaction import redactor
 from nightscout_lakehouse.lib.run_journal import RunEnd
+from nightscout_lakehouse.lib.run_log import log_context, log_file, rotate_log
 from nightscout_lakehouse.lib.run_recorder import RunRecorder
 from nightscout_lakehouse.lib.serving import is_serving_database_known, serving_database
 from nightscout_lakehouse.lib.settings import Settings, load_settings
@@ -54,11 +55,14 @@ class LakehouseResource(dg.ConfigurableResource):  # type: ignore[type-arg]
         self._recorder = RunRecorder(self._settings, run_id, job, by, redactor(self._settings))
         with ExitStack() as stack:
             self._stack = stack
+            stack.enter_context(log_file(self._settings, lambda: self._recorder.redactor, current_step))
+            stack.enter_context(log_context(run_id=run_id))
             with self._recorder.refusal_recorded():
                 stack.enter_context(lake_lock(self._settings, f"run {run_id}"))
             if run is None or context.instance is None:
                 yield self
                 return
+            rotate_log(self._settings)
             self._recorder.begin()
             try:
                 yield self

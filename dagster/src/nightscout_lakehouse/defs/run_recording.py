@@ -25,6 +25,14 @@ def launched_by(run: dg.DagsterRun) -> str:
     return next((name for tag, name in _STARTED_BY.items() if tag in run.tags), "ui")
 
 
+def current_step() -> str | None:
+    """The step that this thread works on; None between steps."""
+    try:
+        return str(dg.AssetExecutionContext.get().op_execution_context.op_handle)
+    except dg.DagsterInvariantViolationError:
+        return None
+
+
 def run_end(instance: dg.DagsterInstance, run_id: str, redactor: Redactor) -> RunEnd:
     """How a run whose steps are over ended, as its events tell.
 

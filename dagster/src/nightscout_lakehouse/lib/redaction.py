@@ -71,7 +71,7 @@ def _of_settings(settings: Settings) -> Iterable[str]:
     yield settings.s3_secret_access_key.get_secret_value()
     yield settings.s3_access_key_id.get_secret_value()
     # Addresses are no secrets; what they carry is.
-    for url in (settings.nightscout_url, settings.database_url):
+    for url in (settings.nightscout_url, settings.database_url, settings.dagster_postgres_url):
         yield from _of_url(url.get_secret_value())
 
 

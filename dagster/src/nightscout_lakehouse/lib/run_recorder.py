@@ -3,6 +3,7 @@
 import sqlite3
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
 from datetime import UTC, datetime
 from logging import getLogger
 from typing import TYPE_CHECKING
@@ -11,6 +12,8 @@ from nightscout_lakehouse.lib.errors import LakehouseError
 from nightscout_lakehouse.lib.redaction import Redactor
 from nightscout_lakehouse.lib.run_delivery import deliver_runs
 from nightscout_lakehouse.lib.run_journal import RunEnd, RunJournal
+from nightscout_lakehouse.lib.run_log import log_event
+from nightscout_lakehouse.lib.run_metrics import write_metrics
 from nightscout_lakehouse.lib.settings import Settings
 
 if TYPE_CHECKING:
@@ -42,6 +45,11 @@ class RunRecorder:
         self.redactor = redactor
         self._created_at = _now()
 
+    @property
+    def run_id(self) -> str:
+        """Dagster's id of the run."""
+        return self._run_id
+
     @contextmanager
     def refusal_recorded(self) -> Iterator[None]:
         """Put the run on record as failed if what is done here, getting the lake's lock, fails."""
@@ -55,6 +63,8 @@ class RunRecorder:
                     started_at=self._created_at,
                     now=_now(),
                 )
+                log_event("run_refused", job=self._job, launched_by=self._launched_by, reason=str(error))
+                write_metrics(self._settings, self._journal)
             raise
 
     def begin(self) -> None:
@@ -63,13 +73,17 @@ class RunRecorder:
             killed = self._journal.begin(
                 *(self._run_id, self._job, self._launched_by), stale_minutes=self._settings.stale_minutes, now=_now()
             )
+            log_event("run_started", job=self._job, launched_by=self._launched_by)
             for run_id in killed:
+                log_event("run_found_killed", killed_run_id=run_id)
                 logger.warning("Run %s was killed, or its machine went down: this run makes good for it.", run_id[:8])
 
     def was_read(self, reports: "Sequence[SiteIngestion]") -> None:
         """A collection of the sites was read."""
         with _warned():
             self._journal.was_read(self._run_id, reports, redactor=self.redactor, now=_now())
+            for report in reports:
+                log_event("site_read", **asdict(report) | {"batches": len(report.batches)})
 
     def files_were_imported(self, imports: "Sequence[FileImport]") -> None:
         """Dropped files were imported."""
@@ -80,11 +94,34 @@ class RunRecorder:
         """A collection of the sites was processed."""
         with _warned():
             self._journal.was_processed(self._run_id, reports, now=_now())
+            for report in reports:
+                if report.documents:
+                    log_event(
+                        "site_processed",
+                        site=report.site,
+                        collection=report.batches[0].collection,
+                        documents=report.documents,
+                        stored=report.stored,
+                        duplicates=report.duplicates,
+                        quarantined=report.quarantined,
+                        seconds=report.seconds,
+                    )
 
     def end(self, end: RunEnd) -> None:
         """The run's steps are over."""
         with _warned():
-            self._journal.end(self._run_id, end, now=_now())
+            run = self._journal.end(self._run_id, end, now=_now())
+            for step in end.steps:
+                log_event("step_ended", step=step.step, is_success=step.is_success, seconds=round(step.seconds, 3))
+            log_event(
+                "run_ended",
+                job=run.job,
+                status=run.status,
+                seconds=run.duration_seconds,
+                failed_step=run.failed_step,
+                reason=run.failure_reason,
+            )
+            write_metrics(self._settings, self._journal)
 
     def deliver(self, connection: "PostgresConnection") -> None:
         """Tell Postgres of this run as it stands, and of those before that it does not know."""

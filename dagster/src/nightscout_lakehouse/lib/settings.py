@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 from urllib.parse import urlsplit
 
-from pydantic import Field, SecretStr, ValidationError, field_validator
+from pydantic import Field, SecretStr, ValidationError, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from nightscout_lakehouse.lib.errors import ConfigurationError
@@ -71,6 +71,9 @@ class Settings(BaseSettings):
         None, validation_alias="LAKEHOUSE_DROP_DATE_ORDER"
     )
 
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field("INFO", validation_alias="LAKEHOUSE_LOG_LEVEL")
+    log_format: Literal["text", "json"] = Field("text", validation_alias="LAKEHOUSE_LOG_FORMAT")
+    dagster_postgres_url: SecretStr = Field(SecretStr(""), validation_alias="DAGSTER_POSTGRES_URL")
     dagster_port: int = Field(3000, ge=1, le=65535, validation_alias="DAGSTER_PORT")
     lock_timeout_seconds: float = Field(900.0, ge=0, validation_alias="LAKEHOUSE_LOCK_TIMEOUT_SECONDS")
 
@@ -78,6 +81,13 @@ class Settings(BaseSettings):
     @classmethod
     def _all_or_a_number(cls, value: object) -> object:
         return None if isinstance(value, str) and value.strip().lower() == "all" else value
+
+    @field_validator("log_level", "log_format", mode="before")
+    @classmethod
+    def _in_any_case(cls, value: object, info: ValidationInfo) -> object:
+        if not isinstance(value, str):
+            return value
+        return value.strip().upper() if info.field_name == "log_level" else value.strip().lower()
 
     @field_validator("home", "sites_file", mode="after")
     @classmethod
@@ -132,6 +142,16 @@ class Settings(BaseSettings):
     def journal_path(self) -> Path:
         """What every run did, until Postgres knows it and for some weeks after."""
         return self.home / "runs.sqlite"
+
+    @property
+    def log_dir(self) -> Path:
+        """The log, as lines of JSON."""
+        return self.home / "logs"
+
+    @property
+    def metrics_path(self) -> Path:
+        """What Prometheus may know of the runs, as text."""
+        return self.home / "metrics" / "lakehouse.prom"
 
     @property
     def duckdb_extension_dir(self) -> Path:
