@@ -142,9 +142,11 @@ def dev() -> None:
     """Open the Dagster UI, with the schedule and the sensors running; Ctrl-C stops all of it."""
     settings = _prepare()
     from nightscout_lakehouse.dev_server import run_dagster
+    from nightscout_lakehouse.instance import check_storage
     from nightscout_lakehouse.lib.quality.stages import SUITE_FILES, stage_suite
     from nightscout_lakehouse.lib.serving import serving_database
 
+    check_storage(settings)
     # Dagster would show a malformed suite as a traceback of its own.
     for stage in SUITE_FILES:
         stage_suite(stage)
@@ -426,13 +428,31 @@ def metrics() -> None:
 @app.command("demo-server")
 @_says_what_went_wrong
 def demo_server(
-    port: Annotated[int, typer.Option(min=1, max=65535, help="Port on 127.0.0.1.")] = 1337,
+    port: Annotated[int, typer.Option(min=1, max=65535, help="Port to listen on.")] = 1337,
+    host: Annotated[str, typer.Option(help="Address to listen on; another one only in a container.")] = "127.0.0.1",
 ) -> None:
     """Serve the made-up person's data as a Nightscout server would, until Ctrl-C."""
     from nightscout_lakehouse.demo import serve_forever
 
-    console.print(f"Demo Nightscout: http://127.0.0.1:{port}   (Ctrl-C stops it)")
-    serve_forever(port=port)
+    console.print(f"Demo Nightscout: http://{host}:{port}   (Ctrl-C stops it)")
+    serve_forever(port=port, host=host)
+
+
+@app.command("exec", context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
+@_says_what_went_wrong
+def execute(
+    command: Annotated[list[str], typer.Argument(metavar="COMMAND...", help="Program and arguments, best after `--`.")],
+) -> None:
+    """Run another program, such as dagster or dagster-daemon, with the environment of this lakehouse."""
+    from nightscout_lakehouse.instance import prepare_environment
+
+    settings = load_settings()
+    with _home_can_be_written(settings):
+        prepare_environment(settings)
+    program = shutil.which(command[0], path=os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]))
+    if program is None:
+        raise LakehouseError(f"There is no program {command[0]}.", "Give one of this environment or of the PATH.")
+    os.execv(program, [program, *command[1:]])  # noqa: S606 - that is what it is for
 
 
 @app.command()
@@ -478,14 +498,20 @@ def _prepare() -> Settings:
     from nightscout_lakehouse.instance import prepare_environment
 
     settings = load_settings()
-    try:
+    with _home_can_be_written(settings):
         prepare_environment(settings)
         _log_to(console, settings)
+    return settings
+
+
+@contextmanager
+def _home_can_be_written(settings: Settings) -> Iterator[None]:
+    try:
+        yield
     except OSError as error:
         raise LakehouseError(
             f"LAKEHOUSE_HOME {settings.home} cannot be written ({error.strerror}).", "Set it to a folder of yours."
         ) from None
-    return settings
 
 
 def _run_pipeline(settings: Settings) -> None:
