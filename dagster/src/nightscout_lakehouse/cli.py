@@ -207,7 +207,7 @@ def check(
     settings = _prepare()
     from nightscout_lakehouse.lib.dbt_project import DbtError, DbtProject
 
-    if not settings.warehouse_path.is_file():
+    if not settings.has_warehouse:
         raise LakehouseError("There is nothing to check yet.", "Run the pipeline first.")
     with _not_while_running(settings):
         error: DbtError | None = None

@@ -69,6 +69,7 @@ def _of_settings(settings: Settings) -> Iterable[str]:
     yield settings.nightscout_token.get_secret_value()
     yield settings.nightscout_api_secret.get_secret_value()
     yield settings.s3_secret_access_key.get_secret_value()
+    yield settings.motherduck_token.get_secret_value()
     yield settings.s3_access_key_id.get_secret_value()
     # Addresses are no secrets; what they carry is.
     for url in (settings.nightscout_url, settings.database_url, settings.dagster_postgres_url):

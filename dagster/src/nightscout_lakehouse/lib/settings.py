@@ -4,6 +4,7 @@ Everything can be set by an environment variable or in a `.env` file; `.env.exam
 """
 
 import os
+import re
 from pathlib import Path
 from typing import Annotated, Literal
 from urllib.parse import urlsplit
@@ -37,6 +38,8 @@ class Settings(BaseSettings):
     s3_access_key_id: SecretStr = Field(SecretStr(""), validation_alias="LAKE_S3_ACCESS_KEY_ID")
     s3_secret_access_key: SecretStr = Field(SecretStr(""), validation_alias="LAKE_S3_SECRET_ACCESS_KEY")
     database_url: SecretStr = Field(SecretStr(""), validation_alias="DATABASE_URL")
+    warehouse_setting: str = Field("", validation_alias="LAKEHOUSE_WAREHOUSE")
+    motherduck_token: SecretStr = Field(SecretStr(""), validation_alias="MOTHERDUCK_TOKEN")
     duckdb_memory_limit: str = Field("2GB", validation_alias="DUCKDB_MEMORY_LIMIT")
     duckdb_threads: int = Field(0, ge=0, validation_alias="DUCKDB_THREADS")
 
@@ -115,8 +118,32 @@ class Settings(BaseSettings):
 
     @property
     def warehouse_path(self) -> Path:
-        """The DuckDB file that dbt builds."""
+        """The DuckDB file that dbt builds, where the warehouse is a file."""
+        if self.warehouse_setting and not self.is_warehouse_remote:
+            return Path(self.warehouse_setting).expanduser().absolute()
         return self.home / "warehouse.duckdb"
+
+    @property
+    def is_warehouse_remote(self) -> bool:
+        """Whether the warehouse is a database of MotherDuck."""
+        return self.warehouse_setting.startswith("md:")
+
+    @property
+    def warehouse(self) -> str:
+        """The warehouse as DuckDB and dbt open it: a file, or `md:database`."""
+        if not self.is_warehouse_remote:
+            return str(self.warehouse_path)
+        if not re.fullmatch(r"md:[A-Za-z_][A-Za-z0-9_]*", self.warehouse_setting):
+            raise ConfigurationError(
+                "LAKEHOUSE_WAREHOUSE is not a database of MotherDuck.",
+                "Write it as md:database; the token goes into MOTHERDUCK_TOKEN.",
+            )
+        return self.warehouse_setting
+
+    @property
+    def has_warehouse(self) -> bool:
+        """Whether the pipeline has made a warehouse; of a remote one only opening it tells."""
+        return self.is_warehouse_remote or self.warehouse_path.is_file()
 
     @property
     def postgres_dir(self) -> Path:

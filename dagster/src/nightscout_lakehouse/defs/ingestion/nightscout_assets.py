@@ -15,7 +15,7 @@ from nightscout_lakehouse.lib.processing import SiteProcessing, process_sites
 from nightscout_lakehouse.lib.quality.quarantine import LEAST_DOCUMENTS, refused_shares
 from nightscout_lakehouse.lib.summary import collection_overview
 from nightscout_lakehouse.lib.table_profile import PREVIEW_ROWS, markdown_table
-from nightscout_lakehouse.lib.warehouse import connect
+from nightscout_lakehouse.lib.warehouse import connect_warehouse
 
 GROUP = "nightscout"
 OWNERS = ["team:data-platform"]
@@ -235,7 +235,7 @@ def _processing_results(
 
 def _quarantine_check(lakehouse: LakehouseResource) -> dg.AssetCheckResult:
     settings = lakehouse.settings
-    with connect(settings, settings.warehouse_path, read_only=True) as warehouse:
+    with connect_warehouse(settings, read_only=True) as warehouse:
         shares = refused_shares(warehouse, ENTRIES, settings.quarantine_warn_pct, datetime.now(UTC))
     return dg.AssetCheckResult(
         check_name="quarantine_share_is_small",
