@@ -6,12 +6,13 @@ Holding it is holding the lock of the lake: two runs never write at once, whoeve
 import uuid
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from datetime import UTC, datetime
 from logging import getLogger
 
 import dagster as dg
 from pydantic import PrivateAttr
 
-from nightscout_lakehouse.defs.run_recording import current_step, launched_by, run_end
+from nightscout_lakehouse.defs.run_recording import current_step, launched_by, missed_runs, run_end
 from nightscout_lakehouse.demo import DemoServer
 from nightscout_lakehouse.lib.dbt_project import DbtProject
 from nightscout_lakehouse.lib.errors import LakehouseError
@@ -65,10 +66,17 @@ class LakehouseResource(dg.ConfigurableResource):  # type: ignore[type-arg]
             rotate_log(self._settings)
             self._recorder.begin()
             try:
+                self._record_missed(context.instance)
                 yield self
             finally:
                 # Before the stack stops Postgres and lets go of the lock.
                 self._record_end(run_end(context.instance, run_id, self._recorder.redactor))
+
+    def _record_missed(self, instance: dg.DagsterInstance) -> None:
+        stale_minutes, now = self._settings.stale_minutes, datetime.now(UTC)
+        self._recorder.add_missed(
+            lambda known: missed_runs(instance, known, self._recorder.redactor, stale_minutes, now)
+        )
 
     def _record_end(self, end: RunEnd) -> None:
         self._recorder.end(end)

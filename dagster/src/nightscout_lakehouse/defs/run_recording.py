@@ -1,10 +1,16 @@
 """How a Dagster run is put on record: who started it, how it ended, where and why it failed."""
 
+from collections.abc import Collection
+from datetime import UTC, datetime, timedelta
+
 import dagster as dg
 
-from nightscout_lakehouse.defs.alerts.failure import check_error, failed_by_check, step_errors
+from nightscout_lakehouse.defs.alerts.failure import check_error, failed_by_check, run_error, step_errors
 from nightscout_lakehouse.lib.redaction import Redactor
-from nightscout_lakehouse.lib.run_journal import RunEnd, StepTime
+from nightscout_lakehouse.lib.run_journal import Run, RunEnd, StepTime
+
+_LOOK_BACK = timedelta(days=7)
+_MOST_MISSED = 100
 
 _STARTED_BY = {
     "lakehouse/command": "command",
@@ -64,6 +70,48 @@ def run_end(instance: dg.DagsterInstance, run_id: str, redactor: Redactor) -> Ru
     if not steps:
         return RunEnd("failed", None, "It ended before its first step.")
     return RunEnd("success", steps=tuple(steps))
+
+
+def missed_runs(
+    instance: dg.DagsterInstance, known: Collection[str], redactor: Redactor, stale_minutes: float, now: datetime
+) -> list[Run]:
+    """Runs of the last days that failed before they came to the lakehouse: a setting, the code, the machine.
+
+    Args:
+        instance: What Dagster knows of its runs.
+        known: Ids of the runs that are on record.
+        redactor: Takes the secrets out of the reason.
+        stale_minutes: By the settings of now.
+        now: The time of now, UTC.
+    """
+    failed = dg.RunsFilter(
+        statuses=[dg.DagsterRunStatus.FAILURE, dg.DagsterRunStatus.CANCELED], updated_after=now - _LOOK_BACK
+    )
+    found = []
+    for record in instance.get_run_records(failed, limit=_MOST_MISSED):
+        run = record.dagster_run
+        if run.run_id in known:
+            continue
+        started_at = record.create_timestamp.astimezone(UTC)
+        ended_at = datetime.fromtimestamp(record.end_time, UTC) if record.end_time else None
+        is_failure = run.status is dg.DagsterRunStatus.FAILURE
+        found.append(
+            Run(
+                *(run.run_id, run.job_name, launched_by(run)),
+                status="failed" if is_failure else "canceled",
+                started_at=started_at,
+                stale_minutes=stale_minutes,
+                ended_at=ended_at,
+                duration_seconds=(ended_at - started_at).total_seconds() if ended_at else None,
+                failure_reason=redactor.clean(_failure_of_run(instance, run.run_id)) if is_failure else None,
+            )
+        )
+    return found
+
+
+def _failure_of_run(instance: dg.DagsterInstance, run_id: str) -> str:
+    entries = instance.all_logs(run_id, of_type=dg.DagsterEventType.RUN_FAILURE)
+    return next((run_error(entry.dagster_event) for entry in entries if entry.dagster_event is not None), "")
 
 
 def _is_interrupt(event: dg.DagsterEvent) -> bool:

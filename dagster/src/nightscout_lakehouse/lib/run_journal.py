@@ -8,7 +8,7 @@ A run is on record from its beginning; one that is still said to run when the ne
 import sqlite3
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal
@@ -243,6 +243,15 @@ class RunJournal:
         with self._transaction() as db:
             self._insert(db, run, now)
             self._count_run(db, job, "failed")
+
+    def add_missed(self, runs: Sequence[Run], *, now: datetime) -> None:
+        """Put runs on record that others tell of; those that are on record already stay as they are."""
+        with self._transaction() as db:
+            known = {row["run_id"] for row in db.execute("select run_id from runs")}
+            for run in runs:
+                if run.run_id not in known:
+                    self._insert(db, replace(run, failure_reason=_line(run.failure_reason)), now)
+                    self._count_run(db, run.job, run.status)
 
     def was_read(self, run_id: str, reports: "Sequence[SiteIngestion]", *, redactor: Redactor, now: datetime) -> None:
         """Keep what reading a collection of the sites brought."""

@@ -1,7 +1,7 @@
 """One run as it goes on record: begun, what it read and processed, how it ended; then told to Postgres."""
 
 import sqlite3
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from datetime import UTC, datetime
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from nightscout_lakehouse.lib.errors import LakehouseError
 from nightscout_lakehouse.lib.redaction import Redactor
 from nightscout_lakehouse.lib.run_delivery import deliver_runs
-from nightscout_lakehouse.lib.run_journal import RunEnd, RunJournal
+from nightscout_lakehouse.lib.run_journal import Run, RunEnd, RunJournal
 from nightscout_lakehouse.lib.run_log import log_event
 from nightscout_lakehouse.lib.run_metrics import write_metrics
 from nightscout_lakehouse.lib.settings import Settings
@@ -77,6 +77,12 @@ class RunRecorder:
             for run_id in killed:
                 log_event("run_found_killed", killed_run_id=run_id)
                 logger.warning("Run %s was killed, or its machine went down: this run makes good for it.", run_id[:8])
+
+    def add_missed(self, find: Callable[[set[str]], list[Run]]) -> None:
+        """Put runs on record that failed before they came here, as `find` tells from the ids that are known."""
+        with _warned():
+            known = {row["run_id"] for row in self._journal.query("select run_id from runs")}
+            self._journal.add_missed(find(known), now=_now())
 
     def was_read(self, reports: "Sequence[SiteIngestion]") -> None:
         """A collection of the sites was read."""
