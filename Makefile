@@ -38,7 +38,7 @@ sites-check: $(SYNCED) ## Reach every Nightscout server
 	@$(BIN)/lakehouse sites check
 
 test: $(SYNCED) ## Run all tests
-	@$(BIN)/pytest -n 2
+	@$(BIN)/pytest -n 2 --dist loadfile
 
 lint: $(SYNCED) ## Check style, types and SQL
 	@$(BIN)/ruff check .
