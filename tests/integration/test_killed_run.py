@@ -24,6 +24,7 @@ from nightscout_lakehouse.lib.lake import Lake
 from nightscout_lakehouse.lib.lineage.journal import read_lines
 from nightscout_lakehouse.lib.nightscout_collections import COLLECTIONS
 from nightscout_lakehouse.lib.processing import process_sites
+from nightscout_lakehouse.lib.run_journal import RunJournal
 from nightscout_lakehouse.lib.settings import Settings, load_settings
 from nightscout_lakehouse.lib.sites import load_sites
 
@@ -113,6 +114,8 @@ def test_a_lake_whose_runs_were_killed_equals_one_whose_run_was_not(
         monkeypatch.setenv("LAKEHOUSE_HOME", str(whole))
         monkeypatch.setenv("NIGHTSCOUT_URL", server.url)
         fill_in_one_go(load_settings())
+    runs = RunJournal(killed / "runs.sqlite").runs()
+    assert [run.status for run in runs] == ["success", "killed", "killed", "killed"]
     found, expected = contents(killed), contents(whole)
     assert len(expected["curated.fact_glucose_readings"]) > DAYS * 200
     for table in TABLES:
