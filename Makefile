@@ -6,7 +6,7 @@ UV := .uv/bin/uv
 BIN := .venv/bin
 SYNCED := .venv/.synced
 
-.PHONY: help setup run dev test lint format status doctor sites-check check-demo-server clean-data lock
+.PHONY: help setup run dev test lint format status doctor sites-check check-demo-server clean-data lock compose-env
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-18s %s\n", $$1, $$2}' Makefile
@@ -52,6 +52,9 @@ format: $(SYNCED) ## Mend what can be mended by a program
 
 check-demo-server: $(SYNCED) ## Compare the demo server with recordings of a real one, where there are any
 	@$(BIN)/python scripts/check_demo_server.py
+
+compose-env: ## Write the passwords that docker-compose.yml needs into .env, where they are missing
+	@$(PYTHON) scripts/compose_env.py
 
 lock: $(UV) ## Resolve the dependencies anew
 	@$(UV) lock --upgrade

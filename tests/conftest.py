@@ -15,6 +15,8 @@ def _own_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("LAKEHOUSE_HOME", str(tmp_path / "a lakehouse"))
     monkeypatch.setenv("DAGSTER_DISABLE_TELEMETRY", "1")
+    # The tests of lineage switch it on.
+    monkeypatch.setenv("OPENLINEAGE_DISABLED", "true")
 
 
 @pytest.fixture

@@ -130,7 +130,6 @@ def test_only_readings_that_count_raise_an_alert(nightscout: DemoStore, receiver
     put(nightscout, clock, 110, 3)
     put(nightscout, clock, 45, 200)
     put(nightscout, clock, 5, 2)
-    put(nightscout, clock, "LOW", 1)
     put(nightscout, clock, 700, 1)
     put(nightscout, clock, 40, -20, _id=f"{int(clock.now.timestamp()):08x}{'a' * 16}")
     for number in range(300):
@@ -150,6 +149,25 @@ def test_only_readings_that_count_raise_an_alert(nightscout: DemoStore, receiver
     put(nightscout, clock, 5, 1)
     assert "No readings: anna" in look(clock).told
     assert "Newer documents are no readings: sensor_error_code" in receiver.received[-1]["message"]
+
+
+@pytest.mark.parametrize(
+    ("said", "title", "line"),
+    [
+        ("LOW", "URGENT LOW: anna LOW", "LOW at {}, 0 min ago: below what the sensor measures."),
+        ("hi", "URGENT HIGH: anna HIGH", "HIGH at {}, 0 min ago: above what the sensor measures."),
+    ],
+)
+def test_a_sensor_that_says_low_or_high_is_heard(
+    said: str, title: str, line: str, nightscout: DemoStore, receiver: HttpReceiver, clock: Clock
+) -> None:
+    put(nightscout, clock, 110, 5)
+    put(nightscout, clock, said)
+    assert look(clock).told == (title,)
+    local = clock.now.astimezone(ZoneInfo("Europe/Berlin"))
+    assert line.format(f"{local:%H:%M} Europe/Berlin") in receiver.received[-1]["message"]
+    clock.forward(1)
+    assert look(clock).told == ()
 
 
 def test_of_two_uploaders_the_busier_counts_and_text_dates_are_found(

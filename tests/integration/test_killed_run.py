@@ -1,5 +1,6 @@
 """A run that is killed for good, at any point: no reader sees half of it, and the next run makes good for it."""
 
+import json
 import os
 import shutil
 import signal
@@ -20,8 +21,10 @@ from nightscout_lakehouse.demo.therapy import Therapy
 from nightscout_lakehouse.lib.dbt_project import DbtProject
 from nightscout_lakehouse.lib.ingestion import ingest_sites
 from nightscout_lakehouse.lib.lake import Lake
+from nightscout_lakehouse.lib.lineage.journal import read_lines
 from nightscout_lakehouse.lib.nightscout_collections import COLLECTIONS
 from nightscout_lakehouse.lib.processing import process_sites
+from nightscout_lakehouse.lib.run_journal import RunJournal
 from nightscout_lakehouse.lib.settings import Settings, load_settings
 from nightscout_lakehouse.lib.sites import load_sites
 
@@ -45,7 +48,12 @@ def folder() -> Iterator[Path]:
 
 
 def start(home: Path, url: str) -> subprocess.Popen[bytes]:
-    environment = os.environ | {"LAKEHOUSE_HOME": str(home), "NIGHTSCOUT_URL": url, "NIGHTSCOUT_WINDOW_DAYS": "10"}
+    environment = os.environ | {
+        "LAKEHOUSE_HOME": str(home),
+        "NIGHTSCOUT_URL": url,
+        "NIGHTSCOUT_WINDOW_DAYS": "10",
+        "OPENLINEAGE_DISABLED": "false",
+    }
     return subprocess.Popen(
         [sys.executable, "-m", "nightscout_lakehouse.cli", "run"], env=environment, stdout=subprocess.DEVNULL
     )
@@ -80,6 +88,16 @@ def contents(home: Path) -> dict[str, list[tuple[Any, ...]]]:
         }
 
 
+def ends(home: Path) -> list[str]:
+    """How each run ended, in the order in which they began; every step that began has ended."""
+    states: dict[tuple[str, str], list[str]] = {}
+    for line in read_lines(home / "lineage" / "events.ndjson"):
+        event = json.loads(line)
+        states.setdefault((event["job"]["name"], event["run"]["runId"]), []).append(event["eventType"])
+    assert all(len(each) == 2 and each[0] == "START" for each in states.values()), states
+    return [each[1] for (job, _), each in states.items() if job == "nightscout_pipeline"]
+
+
 # Four runs of the command, each with its start-up.
 @pytest.mark.timeout(900)
 def test_a_lake_whose_runs_were_killed_equals_one_whose_run_was_not(
@@ -96,7 +114,11 @@ def test_a_lake_whose_runs_were_killed_equals_one_whose_run_was_not(
         monkeypatch.setenv("LAKEHOUSE_HOME", str(whole))
         monkeypatch.setenv("NIGHTSCOUT_URL", server.url)
         fill_in_one_go(load_settings())
+    runs = RunJournal(killed / "runs.sqlite").runs()
+    assert [run.status for run in runs] == ["success", "killed", "killed", "killed"]
     found, expected = contents(killed), contents(whole)
     assert len(expected["curated.fact_glucose_readings"]) > DAYS * 200
     for table in TABLES:
         assert found[table] == expected[table], table
+    # The lineage of each run has an end, which the next run wrote for those that were killed.
+    assert ends(killed) == ["ABORT", "ABORT", "ABORT", "COMPLETE"]

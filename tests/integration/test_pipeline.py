@@ -1,5 +1,6 @@
 """The whole pipeline: a real server over HTTP, real files, real dbt, real Postgres, a real Dagster instance."""
 
+import json
 import os
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime, timedelta
@@ -10,6 +11,7 @@ import pytest
 
 from nightscout_lakehouse.demo import DemoOptions, DemoServer, DemoStore, Person
 from nightscout_lakehouse.instance import JobOutcome, execute_job, prepare_environment
+from nightscout_lakehouse.lib.run_journal import RunJournal
 from nightscout_lakehouse.lib.serving import read_query, reader_connection, serving_database
 from nightscout_lakehouse.lib.settings import load_settings
 from nightscout_lakehouse.lib.warehouse import connect
@@ -114,6 +116,24 @@ def test_from_a_url_to_marts_and_again(server: DemoServer, tmp_path: Path, monke
         assert overview[1] == readings
         (current,) = read_query(reader, "select site, age_minutes from mart_glucose_current").rows
         assert current[0] == "default"
+        # The marts show the run that built them, though it ended after them.
+        (run,) = read_query(
+            reader, "select run_id, launched_by, status, documents_fetched, rows_stored from mart_pipeline_runs"
+        ).rows
+        everything = [f"nightscout_{name}" for name in ("entries", "treatments", "device_status", "profiles")]
+        assert run == (
+            *(first.run_id, "command", "success"),
+            sum(first.metadata[f"raw_{name}"]["documents_fetched"] for name in everything),
+            sum(first.metadata[f"processed_{name}"]["stored"] for name in everything),
+        )
+        (health,) = read_query(
+            reader,
+            "select site, last_run_status, is_stale, runs_24h, failed_runs_24h, rows_quarantined_24h, is_running,"
+            " abs(extract(epoch from newest_document_timestamp - last_reading_timestamp)) < 600"
+            " from mart_pipeline_health",
+        ).rows
+        quarantined = sum(first.metadata[f"processed_{name}"]["quarantined"] for name in everything)
+        assert health == ("default", "success", False, 1, 0, quarantined, False, True)
 
     second = execute_job("nightscout_pipeline")
     assert second.success
@@ -134,8 +154,18 @@ def test_from_a_url_to_marts_and_again(server: DemoServer, tmp_path: Path, monke
     assert third.metadata["published_fact_glucose_readings"]["why_full"] == "the warehouse is another one"
     assert third.metadata["published_fact_glucose_readings"]["deleted"] == 0
 
-    everything = [path for path in settings.home.rglob("*") if path.is_file() and path.stat().st_size < 50_000_000]
-    assert [str(path) for path in everything if TOKEN.encode() in path.read_bytes()] == []
+    assert _files_with(TOKEN, settings.home) == []
+    # Five steps or more wrote what they did, each under its own name.
+    lines = [json.loads(line) for line in (settings.log_dir / "lakehouse.jsonl").read_text().splitlines()]
+    ended = [line["step"] for line in lines if line.get("event") == "step_ended"]
+    assert ended.count("nightscout_marts") == ended.count("raw_nightscout_entries") == 3
+    assert [line["status"] for line in lines if line.get("event") == "run_ended"] == ["success"] * 3
+    assert 'lakehouse_runs_total{job="nightscout_pipeline",status="success"} 3.0' in settings.metrics_path.read_text()
+
+
+def _files_with(text: str, folder: Path) -> list[str]:
+    files = [path for path in folder.rglob("*") if path.is_file() and path.stat().st_size < 50_000_000]
+    return [str(path) for path in files if text.encode() in path.read_bytes()]
 
 
 def _columns(outcome: JobOutcome, asset: str) -> Sequence[dg.TableColumn]:
@@ -181,6 +211,23 @@ def test_a_run_that_fails_tells_someone(
     assert "the connection was refused" in error
     # Nothing downstream ran on what was not read.
     assert outcome.metadata == {}
+    (run,) = RunJournal(settings.journal_path).runs()
+    assert (run.run_id, run.status, run.failed_step) == (outcome.run_id, "failed", "raw_nightscout_entries")
+    assert (run.failure_reason or "").startswith("No site could be read. Site default: ")
+    (site,) = RunJournal(settings.journal_path).sites(run.run_id)
+    assert site.is_read is False
+    lines = [json.loads(line) for line in (settings.log_dir / "lakehouse.jsonl").read_text().splitlines()]
+    assert {line["run_id"] for line in lines} == {run.run_id}
+    assert [line["event"] for line in lines if "event" in line] == [
+        "run_started",
+        "site_read",
+        "step_ended",
+        "run_ended",
+    ]
+    (refused,) = [line for line in lines if line["level"] == "error"]
+    # Of the thread that read the site.
+    assert (refused["site"], refused["step"]) == ("default", "raw_nightscout_entries")
+    assert 'lakehouse_last_run_success{job="nightscout_pipeline"} 0.0' in settings.metrics_path.read_text()
 
     from nightscout_lakehouse.defs.alerts.failure import pipeline_failure_alert
 
@@ -199,3 +246,4 @@ def test_a_run_that_fails_tells_someone(
     assert line.startswith(f"Run {run.run_id[:8]} of nightscout_pipeline failed. raw_nightscout_entries: No site")
     assert "\n" not in line
     assert TOKEN not in line
+    assert _files_with(TOKEN, settings.home) == []

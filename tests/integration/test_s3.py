@@ -11,6 +11,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import duckdb
 import httpx
 import pyarrow as pa
 import pytest
@@ -132,6 +133,41 @@ def test_an_upload_that_breaks_off_is_not_seen(bucket: Bucket, tmp_path: Path) -
     assert lake.list_files("raw", recursive=True) == []
     lake.write_parquet("raw/half.parquet", pa.table({"n": [1, 2]}))
     assert lake.parquet_rows("raw/half.parquet") == 2
+
+
+def test_a_query_that_breaks_off_leaves_the_file_that_was_there(bucket: Bucket) -> None:
+    """What DuckDB writes: an error in the middle, and a process that is killed in the middle."""
+    settings = load_settings()
+    lake = Lake.open(settings)
+    # Rows that are not compressed away, so that much is written before the end.
+    many = "select md5(i::varchar) as text, random() as number from range(600_000) as t (i)"
+    with connect(settings) as connection:
+        lake.write_query(connection, "processed/old.parquet", "select 1 as n")
+        broken = f"select *, case when text = md5('590000') then error('broken off') end as e from ({many})"
+        for file in ("processed/old.parquet", "processed/new.parquet"):
+            with pytest.raises(duckdb.Error, match="broken off"):
+                lake.write_query(connection, file, broken)
+    assert lake.list_files("processed", recursive=True) == ["processed/old.parquet"]
+    assert lake.parquet_rows("processed/old.parquet") == 1
+
+    writing = (
+        "from nightscout_lakehouse.lib.lake import Lake\n"
+        "from nightscout_lakehouse.lib.settings import load_settings\n"
+        "from nightscout_lakehouse.lib.warehouse import connect\n"
+        "settings = load_settings()\n"
+        "connection = connect(settings)\n"
+        "print('writing', flush=True)\n"
+        f"Lake.open(settings).write_query(connection, 'processed/old.parquet', {many.replace('600_', '30_000_')!r})\n"
+    )
+    writer = subprocess.Popen([sys.executable, "-c", writing], stdout=subprocess.PIPE)
+    assert writer.stdout is not None
+    assert writer.stdout.readline() == b"writing\n"
+    time.sleep(0.5)
+    assert writer.poll() is None
+    writer.kill()
+    writer.wait()
+    assert lake.list_files("processed", recursive=True) == ["processed/old.parquet"]
+    assert lake.parquet_rows("processed/old.parquet") == 1
 
 
 @pytest.mark.parametrize(

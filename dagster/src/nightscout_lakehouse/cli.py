@@ -22,7 +22,9 @@ from rich.table import Table
 
 from nightscout_lakehouse.commands.alerts import alerts_app
 from nightscout_lakehouse.commands.care import care_app
+from nightscout_lakehouse.commands.lineage import lineage_app
 from nightscout_lakehouse.commands.shared import EXIT_FAILURE, console, errors
+from nightscout_lakehouse.commands.shared import home_can_be_written as _home_can_be_written
 from nightscout_lakehouse.commands.shared import prepare as _prepare
 from nightscout_lakehouse.commands.shared import says_what_went_wrong as _says_what_went_wrong
 from nightscout_lakehouse.lib.agp_report.content import Unit
@@ -45,6 +47,7 @@ quarantine_app = typer.Typer(help="Documents that were refused: list, show, judg
 app.add_typer(quarantine_app, name="quarantine")
 app.add_typer(alerts_app, name="alerts")
 app.add_typer(care_app)
+app.add_typer(lineage_app, name="lineage")
 
 SiteOption = Annotated[str | None, typer.Option("--site", help="Only of this site.")]
 ReasonOption = Annotated[str | None, typer.Option("--reason", help="Only those refused for this reason.")]
@@ -113,10 +116,12 @@ def dev() -> None:
     """Open the Dagster UI, with the schedule and the sensors running; Ctrl-C stops all of it."""
     settings = _prepare()
     from nightscout_lakehouse.dev_server import run_dagster
+    from nightscout_lakehouse.instance import check_storage
     from nightscout_lakehouse.lib.alerts.targets import check_targets, load_targets
     from nightscout_lakehouse.lib.quality.stages import SUITE_FILES, stage_suite
     from nightscout_lakehouse.lib.serving import serving_database
 
+    check_storage(settings)
     # Dagster would show a malformed suite as a traceback of its own.
     for stage in SUITE_FILES:
         stage_suite(stage)
@@ -181,7 +186,7 @@ def check(
     settings = _prepare()
     from nightscout_lakehouse.lib.dbt_project import DbtError, DbtProject
 
-    if not settings.warehouse_path.is_file():
+    if not settings.has_warehouse:
         raise LakehouseError("There is nothing to check yet.", "Run the pipeline first.")
     with _not_while_running(settings):
         error: DbtError | None = None
@@ -386,16 +391,47 @@ def report(
         console.print(str(file), markup=False, soft_wrap=True)
 
 
+@app.command()
+@_says_what_went_wrong
+def metrics() -> None:
+    """Print the metrics of the runs as Prometheus reads them; after each run they are in metrics/lakehouse.prom."""
+    from nightscout_lakehouse.lib.run_journal import RunJournal
+    from nightscout_lakehouse.lib.run_metrics import metrics_text
+
+    settings = load_settings()
+    if not settings.journal_path.is_file():
+        raise LakehouseError("No run is on record yet.", "Run the pipeline first.")
+    sys.stdout.write(metrics_text(RunJournal(settings.journal_path)))
+
+
 @app.command("demo-server")
 @_says_what_went_wrong
 def demo_server(
-    port: Annotated[int, typer.Option(min=1, max=65535, help="Port on 127.0.0.1.")] = 1337,
+    port: Annotated[int, typer.Option(min=1, max=65535, help="Port to listen on.")] = 1337,
+    host: Annotated[str, typer.Option(help="Address to listen on; another one only in a container.")] = "127.0.0.1",
 ) -> None:
     """Serve the made-up person's data as a Nightscout server would, until Ctrl-C."""
     from nightscout_lakehouse.demo import serve_forever
 
-    console.print(f"Demo Nightscout: http://127.0.0.1:{port}   (Ctrl-C stops it)")
-    serve_forever(port=port)
+    console.print(f"Demo Nightscout: http://{host}:{port}   (Ctrl-C stops it)")
+    serve_forever(port=port, host=host)
+
+
+@app.command("exec", context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
+@_says_what_went_wrong
+def execute(
+    command: Annotated[list[str], typer.Argument(metavar="COMMAND...", help="Program and arguments, best after `--`.")],
+) -> None:
+    """Run another program, such as dagster or dagster-daemon, with the environment of this lakehouse."""
+    from nightscout_lakehouse.instance import prepare_environment
+
+    settings = load_settings()
+    with _home_can_be_written(settings):
+        prepare_environment(settings)
+    program = shutil.which(command[0], path=os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]))
+    if program is None:
+        raise LakehouseError(f"There is no program {command[0]}.", "Give one of this environment or of the PATH.")
+    os.execv(program, [program, *command[1:]])  # noqa: S606 - that is what it is for
 
 
 @app.command()

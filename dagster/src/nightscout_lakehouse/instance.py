@@ -1,16 +1,22 @@
 """The Dagster instance of a lakehouse: its folder, its settings, and running a job in this process."""
 
+import hashlib
 import os
+import re
+import uuid
 from dataclasses import dataclass, field
-from typing import Any
+from pathlib import Path
+from typing import Any, Final
 
-from nightscout_lakehouse.lib.settings import Settings
+from nightscout_lakehouse.lib.errors import ConfigurationError, LakehouseError, ServingDatabaseError
+from nightscout_lakehouse.lib.postgres_connection import parse_database_url
+from nightscout_lakehouse.lib.settings import Settings, load_settings
 
 # A run with this tag was started by a command, and someone looks at what it prints.
 BY_HAND_TAG = "lakehouse/command"
 
 # One run at a time writes a lake; runs start when the one before has ended.
-_DAGSTER_YAML = """\
+_CONFIG: Final = """\
 telemetry:
   enabled: false
 nux:
@@ -35,6 +41,16 @@ retention:
       failure: 30
       success: 90
 """
+# The address stays in the environment: it holds a password.
+_POSTGRES_STORAGE: Final = """\
+storage:
+  postgres:
+    postgres_url:
+      env: DAGSTER_POSTGRES_URL
+"""
+# A file that begins with this, and whose text has this digest, was written here and by nobody else.
+_SIGNATURE: Final = "# Written by lakehouse; it is written anew when a setting changes, unless it is edited. "
+_DIGEST_BYTES: Final = 8
 
 
 @dataclass(frozen=True)
@@ -63,12 +79,58 @@ class JobOutcome:
 def prepare_environment(settings: Settings) -> None:
     """Make Dagster's folder, and point Dagster (and what it starts) to it and to this lakehouse."""
     settings.dagster_home.mkdir(parents=True, exist_ok=True)
-    config = settings.dagster_home / "dagster.yaml"
-    if not config.is_file():
-        config.write_text(_DAGSTER_YAML, encoding="utf-8")
+    url = settings.dagster_postgres_url.get_secret_value()
+    _write_config(settings.dagster_home / "dagster.yaml", uses_postgres=bool(url))
+    if url:
+        # SQLAlchemy takes a bare `postgresql` for another driver than the one that dagster-postgres speaks to.
+        connection = parse_database_url(url, variable="DAGSTER_POSTGRES_URL")
+        os.environ["DAGSTER_POSTGRES_URL"] = connection.url(hide_password=False, scheme="postgresql+psycopg2")
     os.environ["LAKEHOUSE_HOME"] = str(settings.home)
     os.environ["DAGSTER_HOME"] = str(settings.dagster_home)
     os.environ["DAGSTER_DISABLE_TELEMETRY"] = "1"
+
+
+def check_storage(settings: Settings) -> None:
+    """Say in plain words what is wrong with Dagster's own database, where it has one; Dagster would show a traceback.
+
+    Raises:
+        LakehouseError: It cannot be opened.
+    """
+    url = settings.dagster_postgres_url.get_secret_value()
+    if not url:
+        return
+    try:
+        parse_database_url(url, variable="DAGSTER_POSTGRES_URL").connect().close()
+    except ServingDatabaseError as error:
+        raise LakehouseError(
+            f"Dagster's storage cannot be opened: {error.args[0]}", "See DAGSTER_POSTGRES_URL."
+        ) from None
+
+
+def _write_config(path: Path, *, uses_postgres: bool) -> None:
+    """Write Dagster's configuration where it is not as the settings ask for; what somebody edited stays as it is."""
+    text = _CONFIG + (_POSTGRES_STORAGE if uses_postgres else "")
+    content = f"{_SIGNATURE}{_digest(text)}\n{text}"
+    present = path.read_text(encoding="utf-8") if path.is_file() else ""
+    if present == content:
+        return
+    first_line, _, rest = present.partition("\n")
+    is_ours = present in ("", _CONFIG) or first_line == f"{_SIGNATURE}{_digest(rest)}"
+    if not is_ours:
+        if bool(re.search("^storage:", present, re.MULTILINE)) is uses_postgres:
+            return
+        raise ConfigurationError(
+            f"{path} was edited and does not fit DAGSTER_POSTGRES_URL, which is {'' if uses_postgres else 'not '}set.",
+            "Remove the file and it is written anew, or give it the section `storage` that fits.",
+        )
+    # The services of a server come here at the same time; each puts a whole file in place.
+    copy = path.with_suffix(f".{os.getpid()}.{uuid.uuid4().hex[:8]}.tmp")
+    copy.write_text(content, encoding="utf-8")
+    copy.replace(path)
+
+
+def _digest(text: str) -> str:
+    return hashlib.blake2b(text.encode(), digest_size=_DIGEST_BYTES).hexdigest()
 
 
 def execute_job(job: str) -> JobOutcome:
@@ -82,6 +144,7 @@ def execute_job(job: str) -> JobOutcome:
     from nightscout_lakehouse.definitions import defs
     from nightscout_lakehouse.defs.alerts.failure import check_error, failed_by_check, run_error, step_errors
 
+    check_storage(load_settings())
     with dg.DagsterInstance.get() as instance:
         result = defs.resolve_job_def(job).execute_in_process(
             instance=instance,

@@ -3,7 +3,8 @@
 import logging
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from functools import wraps
 from types import FrameType
 from typing import ParamSpec, TypeVar
@@ -54,22 +55,32 @@ def prepare() -> Settings:
     from nightscout_lakehouse.instance import prepare_environment
 
     settings = load_settings()
-    _log_to(console)
-    try:
+    with home_can_be_written(settings):
         prepare_environment(settings)
+        _log_to(console, settings)
+    return settings
+
+
+@contextmanager
+def home_can_be_written(settings: Settings) -> Iterator[None]:
+    """Say plainly that the lakehouse's folder is not one that may be written."""
+    try:
+        yield
     except OSError as error:
         raise LakehouseError(
             f"LAKEHOUSE_HOME {settings.home} cannot be written ({error.strerror}).", "Set it to a folder of yours."
         ) from None
-    return settings
 
 
-def _log_to(target: Console) -> None:
+def _log_to(target: Console, settings: Settings) -> None:
+    from nightscout_lakehouse.lib.redaction import redactor
+    from nightscout_lakehouse.lib.run_log import log_of_command
+    from nightscout_lakehouse.lib.sites import Site, load_sites
+
     handler = RichHandler(console=target, show_path=False, show_level=False, omit_repeated_times=False, markup=False)
     handler.setFormatter(logging.Formatter("%(message)s"))
-    package = logging.getLogger("nightscout_lakehouse")
-    package.setLevel(logging.INFO)
-    package.handlers = [handler]
-    package.propagate = False
-    # Its request log would show every URL.
-    logging.getLogger("httpx").setLevel(logging.WARNING)
+    sites: list[Site] = []
+    # What is wrong with them is said where they are needed.
+    with suppress(LakehouseError):
+        sites = load_sites(settings)
+    log_of_command(settings, redactor(settings, sites), handler)

@@ -156,8 +156,10 @@ class DemoServer:
         self._socket.close()
 
 
-def serve_forever(*, port: int, store: DemoStore | None = None, options: DemoOptions | None = None) -> None:
-    """Serve on 127.0.0.1 until the process is interrupted.
+def serve_forever(
+    *, port: int, host: str = "127.0.0.1", store: DemoStore | None = None, options: DemoOptions | None = None
+) -> None:
+    """Serve until the process is interrupted.
 
     Raises:
         ConfigurationError: The port is taken.
@@ -165,12 +167,12 @@ def serve_forever(*, port: int, store: DemoStore | None = None, options: DemoOpt
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            probe.bind(("127.0.0.1", port))
+            probe.bind((host, port))
         except OSError:
             raise ConfigurationError(
-                f"Port {port} on 127.0.0.1 is in use by another program.", "Give another one with --port."
+                f"Port {port} on {host} is in use by another program.", "Give another one with --port."
             ) from None
-    uvicorn.run(create_app(store, options), host="127.0.0.1", port=port, log_level="warning", lifespan="off")
+    uvicorn.run(create_app(store, options), host=host, port=port, log_level="warning", lifespan="off")
 
 
 class _Site:

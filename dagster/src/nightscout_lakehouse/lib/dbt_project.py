@@ -30,7 +30,7 @@ from nightscout_lakehouse.lib.model_versions import (
 )
 from nightscout_lakehouse.lib.postgres_connection import PostgresConnection
 from nightscout_lakehouse.lib.settings import DBT_PROJECT_DIR, Settings
-from nightscout_lakehouse.lib.warehouse import open_warehouse
+from nightscout_lakehouse.lib.warehouse import motherduck_config, open_warehouse
 
 if TYPE_CHECKING:
     from dbt.contracts.graph.manifest import Manifest
@@ -298,9 +298,13 @@ class DbtProject:
     def _environment(self, target: Target) -> Mapping[str, str]:
         values = {
             "LAKEHOUSE_HOME": str(self._settings.home),
-            "LAKEHOUSE_WAREHOUSE": str(self._settings.warehouse_path),
+            "LAKEHOUSE_WAREHOUSE": self._settings.warehouse,
+            "LAKEHOUSE_DUCKDB_EXTENSIONS": str(self._settings.duckdb_extension_dir),
             "DBT_SEND_ANONYMOUS_USAGE_STATS": "false",
         }
+        if self._settings.is_warehouse_remote:
+            # Where DuckDB looks for it; a profile's text would be in dbt's log.
+            values["motherduck_token"] = str(motherduck_config(self._settings)["motherduck_token"])
         if target == "postgres":
             if self._postgres is None:
                 raise DbtError("The target postgres needs the serving database.")

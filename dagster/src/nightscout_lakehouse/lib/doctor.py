@@ -19,7 +19,7 @@ from nightscout_lakehouse.lib.serving import serving_database
 from nightscout_lakehouse.lib.settings import REPOSITORY_ROOT, Settings, load_settings
 from nightscout_lakehouse.lib.sites import load_sites
 from nightscout_lakehouse.lib.sources.file_drop import sites_of_files
-from nightscout_lakehouse.lib.warehouse import connect, link_extensions
+from nightscout_lakehouse.lib.warehouse import connect_warehouse, link_extension
 
 _PACKAGES = ("dagster", "dbt-core", "dbt-duckdb", "dbt-postgres", "duckdb", "pyarrow")
 _LEAST_FREE_GB = 1.0
@@ -139,14 +139,16 @@ def _lake(settings: Settings) -> str:
 
 
 def _warehouse(settings: Settings) -> str:
-    if not settings.warehouse_path.is_file():
+    if not settings.has_warehouse:
         return "not built yet"
-    with connect(settings, settings.warehouse_path, read_only=True):
+    with connect_warehouse(settings, read_only=True):
+        if settings.is_warehouse_remote:
+            return settings.warehouse
         return f"{settings.warehouse_path.stat().st_size / 1e6:.0f} MB"
 
 
 def _extensions(settings: Settings) -> str:
-    link_extensions(settings.duckdb_extension_dir)
+    link_extension(settings.duckdb_extension_dir, "httpfs")
     return "httpfs is installed"
 
 

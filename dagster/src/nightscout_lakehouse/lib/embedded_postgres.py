@@ -154,6 +154,12 @@ def read_password(path: Path) -> SecretStr | None:
         return None
 
 
+def generated_passwords(directory: Path) -> list[str]:
+    """All passwords that were generated for this folder's server, for blacking them out."""
+    found = (read_password(path) for path in sorted(directory.glob("*password")))
+    return [password.get_secret_value() for password in found if password is not None]
+
+
 def write_private_file(path: Path, content: str) -> None:
     """Write a file that only its owner can read (mode 600); whole or not at all."""
     descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
@@ -469,6 +475,12 @@ def kept_address(directory: Path) -> str | None:
     """Who connects where, without the password, while the server of this folder runs; None before its first start."""
     port = _kept_port(directory)
     return f"{OWNER}@{HOST}:{port}/{DATABASE}" if port is not None else None
+
+
+def kept_location(directory: Path) -> tuple[str, str] | None:
+    """`host:port` and database of this folder's server; None before its first start. They stay from run to run."""
+    port = _kept_port(directory)
+    return (f"{HOST}:{port}", DATABASE) if port is not None else None
 
 
 def _kept_port(directory: Path) -> int | None:

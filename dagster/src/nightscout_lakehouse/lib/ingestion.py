@@ -22,6 +22,7 @@ import logging
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextvars import copy_context
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -48,6 +49,7 @@ from nightscout_lakehouse.lib.nightscout_client import (
     NightscoutError,
 )
 from nightscout_lakehouse.lib.nightscout_collections import ENTRIES, Collection
+from nightscout_lakehouse.lib.run_log import log_context
 from nightscout_lakehouse.lib.settings import Settings
 from nightscout_lakehouse.lib.sites import Site, canonical_timezone
 from nightscout_lakehouse.lib.warehouse import connect
@@ -223,7 +225,7 @@ def ingest_sites(
     """
 
     def ingest(site: Site) -> SiteIngestion:
-        with NightscoutClient(site, fetch_policy(settings)) as client:
+        with log_context(site=site.name), NightscoutClient(site, fetch_policy(settings)) as client:
             reader = SiteReader(site, client, lake, settings, ingestion_options(settings), collection)
             try:
                 return reader.read(since=since, until=until)
@@ -236,7 +238,8 @@ def ingest_sites(
                 return replace(reader.report, error=f"Site {site.name}: {type(error).__name__} while reading.")
 
     with ThreadPoolExecutor(max_workers=settings.max_concurrent_sites, thread_name_prefix="site") as pool:
-        return list(pool.map(ingest, sites))
+        # With what the log says of this thread: run and step.
+        return [future.result() for future in [pool.submit(copy_context().run, ingest, site) for site in sites]]
 
 
 def load_state(lake: Lake, site: str, collection: Collection = ENTRIES) -> IngestionState:

@@ -17,6 +17,7 @@ import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import duckdb
@@ -160,15 +161,20 @@ class Lake:
 
     def write_query(self, connection: duckdb.DuckDBPyConnection, relative: str, query: str) -> None:
         """Write the rows of a query as one Parquet file, compressed by ZSTD."""
-        path = Path(self.root, relative)
-        # On S3 an object appears when its upload is complete; a local file needs the rename.
-        target = str(path.with_name(f".{path.name}.tmp")) if self.is_local else self.duckdb_path(relative)
         try:
             if self.is_local:
+                path = Path(self.root, relative)
                 path.parent.mkdir(parents=True, exist_ok=True)
-            connection.execute(f"copy ({query}) to {sql_text(target)} (format parquet, compression zstd)")
-            if self.is_local:
-                Path(target).replace(path)
+                temporary = path.with_name(f".{path.name}.tmp")
+                _copy(connection, query, temporary)
+                temporary.replace(path)
+                return
+            # Not straight into the bucket: DuckDB completes the upload of a query that fails half-way, over what was
+            # there. A file is a month of one site.
+            with TemporaryDirectory(prefix="lakehouse-") as folder:
+                temporary = Path(folder, "rows.parquet")
+                _copy(connection, query, temporary)
+                self.write_bytes(relative, temporary.read_bytes())
         except (OSError, duckdb.IOException) as error:
             raise self._cannot_write(relative, error) from None
 
@@ -182,8 +188,11 @@ class Lake:
 
     def delete(self, relative: str) -> None:
         """Remove a file if it is there."""
-        if self.exists(relative):
-            self.filesystem.delete_file(f"{self.root}/{relative}")
+        try:
+            if self.exists(relative):
+                self.filesystem.delete_file(f"{self.root}/{relative}")
+        except OSError as error:
+            raise self._cannot_write(relative, error) from None
 
     def delete_folder(self, relative: str) -> None:
         """Remove a folder and all below it, if it is there."""
@@ -277,6 +286,10 @@ def sql_text(value: str) -> str:
 def sql_list(values: Iterable[str]) -> str:
     """Texts as an SQL list literal."""
     return "[" + ", ".join(sql_text(value) for value in values) + "]"
+
+
+def _copy(connection: duckdb.DuckDBPyConnection, query: str, target: Path) -> None:
+    connection.execute(f"copy ({query}) to {sql_text(str(target))} (format parquet, compression zstd)")
 
 
 def _s3(settings: Settings) -> pafs.FileSystem:

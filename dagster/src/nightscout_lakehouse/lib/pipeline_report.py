@@ -81,7 +81,7 @@ def print_run(
     console.print()
     console.print(f"Done in {seconds:.1f} s. All of it is in {settings.home}", soft_wrap=True)
     console.print(f"  history (Parquet)    {settings.lake_url}/processed", soft_wrap=True)
-    console.print(f"  warehouse (DuckDB)   {settings.warehouse_path}", soft_wrap=True)
+    console.print(f"  warehouse (DuckDB)   {settings.warehouse}", soft_wrap=True)
     console.print(f"  marts (Postgres)     {serving_address(settings)}, schema marts{_while(settings)}", soft_wrap=True)
     console.print("Look next:")
     console.print("  make dev             the pipeline in the Dagster UI, running every 30 minutes")

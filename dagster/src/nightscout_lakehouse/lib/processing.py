@@ -121,6 +121,11 @@ _RULES: Mapping[str, _Rules] = {
 }
 
 
+def parsing_sql(collection: Collection) -> str:
+    """The query that types the documents of a collection's batch files, for one site: to be read, not to be run."""
+    return _RULES[collection.name].incoming_sql(["batch=….parquet"], "site", "UTC")
+
+
 @dataclass(frozen=True)
 class BatchAccounting:
     """What became of the documents of one batch: `documents == stored + duplicates + quarantined`."""

@@ -4,11 +4,12 @@ Everything can be set by an environment variable or in a `.env` file; `.env.exam
 """
 
 import os
+import re
 from pathlib import Path
 from typing import Annotated, Literal
 from urllib.parse import urlsplit
 
-from pydantic import Field, SecretStr, ValidationError, field_validator
+from pydantic import Field, SecretStr, ValidationError, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from nightscout_lakehouse.lib.errors import ConfigurationError
@@ -37,6 +38,8 @@ class Settings(BaseSettings):
     s3_access_key_id: SecretStr = Field(SecretStr(""), validation_alias="LAKE_S3_ACCESS_KEY_ID")
     s3_secret_access_key: SecretStr = Field(SecretStr(""), validation_alias="LAKE_S3_SECRET_ACCESS_KEY")
     database_url: SecretStr = Field(SecretStr(""), validation_alias="DATABASE_URL")
+    warehouse_setting: str = Field("", validation_alias="LAKEHOUSE_WAREHOUSE")
+    motherduck_token: SecretStr = Field(SecretStr(""), validation_alias="MOTHERDUCK_TOKEN")
     duckdb_memory_limit: str = Field("2GB", validation_alias="DUCKDB_MEMORY_LIMIT")
     duckdb_threads: int = Field(0, ge=0, validation_alias="DUCKDB_THREADS")
 
@@ -78,6 +81,14 @@ class Settings(BaseSettings):
         "", pattern=r"^$|^\d\d:\d\d-\d\d:\d\d$", validation_alias="LAKEHOUSE_ALERT_QUIET_HOURS"
     )
     ui_url: str = Field("", validation_alias="LAKEHOUSE_UI_URL")
+    openlineage_disabled: bool = Field(False, validation_alias="OPENLINEAGE_DISABLED")
+    openlineage_url: SecretStr = Field(SecretStr(""), validation_alias="OPENLINEAGE_URL")
+    openlineage_endpoint: str = Field("api/v1/lineage", validation_alias="OPENLINEAGE_ENDPOINT")
+    openlineage_api_key: SecretStr = Field(SecretStr(""), validation_alias="OPENLINEAGE_API_KEY")
+
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field("INFO", validation_alias="LAKEHOUSE_LOG_LEVEL")
+    log_format: Literal["text", "json"] = Field("text", validation_alias="LAKEHOUSE_LOG_FORMAT")
+    dagster_postgres_url: SecretStr = Field(SecretStr(""), validation_alias="DAGSTER_POSTGRES_URL")
 
     dagster_port: int = Field(3000, ge=1, le=65535, validation_alias="DAGSTER_PORT")
     lock_timeout_seconds: float = Field(900.0, ge=0, validation_alias="LAKEHOUSE_LOCK_TIMEOUT_SECONDS")
@@ -86,6 +97,13 @@ class Settings(BaseSettings):
     @classmethod
     def _all_or_a_number(cls, value: object) -> object:
         return None if isinstance(value, str) and value.strip().lower() == "all" else value
+
+    @field_validator("log_level", "log_format", mode="before")
+    @classmethod
+    def _in_any_case(cls, value: object, info: ValidationInfo) -> object:
+        if not isinstance(value, str):
+            return value
+        return value.strip().upper() if info.field_name == "log_level" else value.strip().lower()
 
     @field_validator("home", "sites_file", mode="after")
     @classmethod
@@ -113,8 +131,32 @@ class Settings(BaseSettings):
 
     @property
     def warehouse_path(self) -> Path:
-        """The DuckDB file that dbt builds."""
+        """The DuckDB file that dbt builds, where the warehouse is a file."""
+        if self.warehouse_setting and not self.is_warehouse_remote:
+            return Path(self.warehouse_setting).expanduser().absolute()
         return self.home / "warehouse.duckdb"
+
+    @property
+    def is_warehouse_remote(self) -> bool:
+        """Whether the warehouse is a database of MotherDuck."""
+        return self.warehouse_setting.startswith("md:")
+
+    @property
+    def warehouse(self) -> str:
+        """The warehouse as DuckDB and dbt open it: a file, or `md:database`."""
+        if not self.is_warehouse_remote:
+            return str(self.warehouse_path)
+        if not re.fullmatch(r"md:[A-Za-z_][A-Za-z0-9_]*", self.warehouse_setting):
+            raise ConfigurationError(
+                "LAKEHOUSE_WAREHOUSE is not a database of MotherDuck.",
+                "Write it as md:database; the token goes into MOTHERDUCK_TOKEN.",
+            )
+        return self.warehouse_setting
+
+    @property
+    def has_warehouse(self) -> bool:
+        """Whether the pipeline has made a warehouse; of a remote one only opening it tells."""
+        return self.is_warehouse_remote or self.warehouse_path.is_file()
 
     @property
     def postgres_dir(self) -> Path:
@@ -145,6 +187,32 @@ class Settings(BaseSettings):
     def run_url(self) -> str:
         """Where people open a run in the Dagster UI; its id follows."""
         return f"{self.ui_url.rstrip('/') or f'http://127.0.0.1:{self.dagster_port}'}/runs/"
+
+    @property
+    def lineage_dir(self) -> Path:
+        """OpenLineage events, and those that are still to be sent."""
+        return self.home / "lineage"
+
+    @property
+    def secrets(self) -> tuple[SecretStr, ...]:
+        """All that must never be shown."""
+        values = (getattr(self, name) for name in type(self).model_fields)
+        return tuple(value for value in values if isinstance(value, SecretStr) and value.get_secret_value())
+
+    @property
+    def journal_path(self) -> Path:
+        """What every run did, until Postgres knows it and for some weeks after."""
+        return self.home / "runs.sqlite"
+
+    @property
+    def log_dir(self) -> Path:
+        """The log, as lines of JSON."""
+        return self.home / "logs"
+
+    @property
+    def metrics_path(self) -> Path:
+        """What Prometheus may know of the runs, as text."""
+        return self.home / "metrics" / "lakehouse.prom"
 
     @property
     def duckdb_extension_dir(self) -> Path:

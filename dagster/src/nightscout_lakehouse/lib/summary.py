@@ -9,7 +9,7 @@ import duckdb
 from nightscout_lakehouse.lib.nightscout_collections import DEVICE_STATUS, ENTRIES, PROFILES, TREATMENTS, Collection
 from nightscout_lakehouse.lib.settings import Settings
 from nightscout_lakehouse.lib.table_profile import PREVIEW_ROWS, markdown_table
-from nightscout_lakehouse.lib.warehouse import connect
+from nightscout_lakehouse.lib.warehouse import connect_warehouse
 
 SUMMARY_DAYS = 14
 
@@ -73,7 +73,7 @@ def collection_overview(settings: Settings, collection: Collection) -> Collectio
     """Counts, reasons and the newest rows of a collection; live rows are those of its first kind."""
     counts = f"ops.partitions where collection = '{collection.name}'"
     moment = collection.time_column
-    with connect(settings, settings.warehouse_path, read_only=True) as connection:
+    with connect_warehouse(settings, read_only=True) as connection:
         kinds = connection.execute(f"select label, sum(row_count)::bigint from {counts} group by 1 order by 1")
         rows_by_kind = dict(kinds.fetchall())
         reasons = connection.execute(
@@ -109,9 +109,9 @@ def _month_of_newest(months: Sequence[tuple[str, int]]) -> str:
 
 def site_summaries(settings: Settings) -> list[SiteSummary]:
     """The figures of every site in the warehouse, in the order of their names; empty before the first run."""
-    if not settings.warehouse_path.is_file():
+    if not settings.has_warehouse:
         return []
-    with connect(settings, settings.warehouse_path, read_only=True) as connection:
+    with connect_warehouse(settings, read_only=True) as connection:
         try:
             rows = connection.execute(
                 _SITE_SUMMARY_SQL, {"days": SUMMARY_DAYS, "period": f"{SUMMARY_DAYS}d"}

@@ -21,7 +21,7 @@ from pathlib import Path
 import duckdb
 
 from nightscout_lakehouse.lib.clinical.duckdb_functions import register
-from nightscout_lakehouse.lib.errors import LakeError, WarehouseInUseError
+from nightscout_lakehouse.lib.errors import ConfigurationError, LakeError, WarehouseInUseError
 from nightscout_lakehouse.lib.nightscout_collections import ENTRIES
 from nightscout_lakehouse.lib.settings import Settings
 
@@ -74,12 +74,22 @@ alter table ops.sites alter column sensor_interval_minutes drop not null;
 """
 
 
+def bookkeeping_columns() -> dict[str, list[str]]:
+    """The columns of the tables of the schema `ops`, by table."""
+    with duckdb.connect() as scratch:
+        scratch.execute(_OPS_TABLES)
+        rows = scratch.execute(
+            "select table_name, column_name from duckdb_columns() where schema_name = 'ops' order by column_index"
+        ).fetchall()
+    return {table: [column for name, column in rows if name == table] for table, _ in rows}
+
+
 def connect(settings: Settings, path: Path | None = None, *, read_only: bool = False) -> duckdb.DuckDBPyConnection:
     """Open a DuckDB database that can read and write the lake.
 
     Args:
         settings: Whose lake, memory limit and threads to use.
-        path: Database file; in memory if None.
+        path: Database file; in memory if None. For the warehouse, which may be no file, there is `connect_warehouse`.
         read_only: Refuse writes; several processes can then read at once.
 
     Raises:
@@ -99,6 +109,48 @@ def connect(settings: Settings, path: Path | None = None, *, read_only: bool = F
     return connection
 
 
+def connect_warehouse(settings: Settings, *, read_only: bool = False) -> duckdb.DuckDBPyConnection:
+    """Open the warehouse, a file or a database of MotherDuck.
+
+    Args:
+        settings: Which one.
+        read_only: Refuse writes; MotherDuck goes by what the token may do.
+
+    Raises:
+        LakeError: It cannot be opened, as the message says.
+    """
+    if not settings.is_warehouse_remote:
+        return connect(settings, settings.warehouse_path, read_only=read_only)
+    try:
+        connection = duckdb.connect(settings.warehouse, config=motherduck_config(settings))
+    except duckdb.Error as error:
+        token = settings.motherduck_token.get_secret_value()
+        reason = str(error).partition("\n")[0].replace(token or "\0", "***")
+        raise LakeError(
+            f"{settings.warehouse} of MotherDuck cannot be opened: {reason}", "Check MOTHERDUCK_TOKEN and the network."
+        ) from None
+    configure_connection(connection, settings)
+    return connection
+
+
+def motherduck_config(settings: Settings) -> dict[str, str | bool | int | float | list[str]]:
+    """With what DuckDB is opened on MotherDuck: the token, and the extension from its wheel, never from the network.
+
+    Raises:
+        ConfigurationError: There is no token.
+        LakeError: The wheel is not installed.
+    """
+    token = settings.motherduck_token.get_secret_value()
+    if not token:
+        raise ConfigurationError(f"LAKEHOUSE_WAREHOUSE is {settings.warehouse}, and MOTHERDUCK_TOKEN is not set.")
+    link_extension(settings.duckdb_extension_dir, "motherduck")
+    return {
+        "motherduck_token": token,
+        "extension_directory": str(settings.duckdb_extension_dir),
+        "autoinstall_known_extensions": False,
+    }
+
+
 def configure_connection(connection: duckdb.DuckDBPyConnection, settings: Settings) -> None:
     """Give a connection UTC, the limits of the settings, our SQL functions and the lake (dbt's come here too)."""
     connection.execute("set TimeZone = 'UTC'")
@@ -114,7 +166,7 @@ def configure_connection(connection: duckdb.DuckDBPyConnection, settings: Settin
 def _configure_s3(connection: duckdb.DuckDBPyConnection, settings: Settings) -> None:
     connection.execute(
         "set extension_directory = ?",
-        [str(link_extensions(settings.duckdb_extension_dir))],
+        [str(link_extension(settings.duckdb_extension_dir, "httpfs"))],
     )
     connection.execute("load httpfs")
     endpoint = settings.s3_endpoint.rpartition("://")[2]
@@ -130,25 +182,32 @@ def _configure_s3(connection: duckdb.DuckDBPyConnection, settings: Settings) -> 
     connection.execute(f"create or replace secret lake (type s3, {body}, use_ssl {str(use_ssl).lower()})")
 
 
-def link_extensions(directory: Path) -> Path:
-    """Link the extensions that came as wheels where DuckDB looks for them, so that it never downloads one.
+def link_extension(directory: Path, name: str) -> Path:
+    """Link an extension that came as a wheel where DuckDB looks for it, so that it never downloads one.
+
+    Args:
+        directory: DuckDB's extension directory.
+        name: `httpfs`, or `motherduck`, which is an optional dependency.
 
     Returns:
         `directory`, laid out as DuckDB expects: `v<version>/<platform>/<name>.duckdb_extension`.
 
     Raises:
-        LakeError: The wheel `duckdb-extension-httpfs` is not installed.
+        LakeError: The wheel `duckdb-extension-<name>` is not installed.
     """
     platform = duckdb.execute("pragma platform").fetchall()[0][0]
     target_dir = directory / f"v{duckdb.__version__}" / platform
     target_dir.mkdir(parents=True, exist_ok=True)
-    spec = importlib.util.find_spec("duckdb_extension_httpfs")
+    spec = importlib.util.find_spec(f"duckdb_extension_{name}")
     if spec is None or spec.origin is None:
-        raise LakeError("The DuckDB extension httpfs is not installed.", "Run `make setup`.")
-    source = Path(spec.origin).parent / "extensions" / f"v{duckdb.__version__}" / "httpfs.duckdb_extension"
+        raise LakeError(
+            f"The DuckDB extension {name} is not installed.",
+            "Run `make setup`." if name == "httpfs" else "Run `.uv/bin/uv sync --frozen --extra motherduck`.",
+        )
+    source = Path(spec.origin).parent / "extensions" / f"v{duckdb.__version__}" / f"{name}.duckdb_extension"
     if not source.is_file():
         raise LakeError(
-            f"The installed httpfs extension does not fit DuckDB {duckdb.__version__}.",
+            f"The installed {name} extension does not fit DuckDB {duckdb.__version__}.",
             "Run `make setup`.",
         )
     link = target_dir / source.name
@@ -162,7 +221,7 @@ def link_extensions(directory: Path) -> Path:
 def open_warehouse(settings: Settings) -> Iterator[duckdb.DuckDBPyConnection]:
     """Open the warehouse for writing, with its bookkeeping tables made on first use."""
     settings.warehouse_path.parent.mkdir(parents=True, exist_ok=True)
-    with connect(settings, settings.warehouse_path) as connection:
+    with connect_warehouse(settings) as connection:
         _name_collections(connection)
         connection.execute(_OPS_TABLES)
         connection.execute(
@@ -178,9 +237,9 @@ def open_to_read(settings: Settings) -> duckdb.DuckDBPyConnection:
     Raises:
         LakeError: There is none yet, or another process is writing it.
     """
-    if not settings.warehouse_path.is_file():
+    if not settings.has_warehouse:
         raise LakeError("There is no warehouse yet.", "Run `make run` first.")
-    return connect(settings, settings.warehouse_path, read_only=True)
+    return connect_warehouse(settings, read_only=True)
 
 
 def _name_collections(warehouse: duckdb.DuckDBPyConnection) -> None:

@@ -16,7 +16,7 @@ from nightscout_lakehouse.lib.processing import SiteProcessing, process_sites
 from nightscout_lakehouse.lib.quality.quarantine import LEAST_DOCUMENTS, refused_shares
 from nightscout_lakehouse.lib.summary import collection_overview
 from nightscout_lakehouse.lib.table_profile import PREVIEW_ROWS, markdown_table
-from nightscout_lakehouse.lib.warehouse import connect
+from nightscout_lakehouse.lib.warehouse import connect_warehouse
 
 GROUP = "nightscout"
 OWNERS = ["team:data-platform"]
@@ -54,6 +54,7 @@ def raw_nightscout_entries(
 ) -> Iterator[dg.MaterializeResult[None] | dg.AssetCheckResult]:
     """Read what is new, changed or gone on every site; each document lands unchanged in an immutable batch file."""
     reports = ingest_sites(lakehouse.sites, lakehouse.settings, lakehouse.lake)
+    lakehouse.recorder.was_read(reports)
     _fail_if_none_was_read(lakehouse, reports)
     # After the above: what is tried again and then read is readable.
     lakehouse.unreadable_sites.update(report.site for report in reports if report.error)
@@ -80,6 +81,7 @@ def reread_nightscout_entries(
         since=window.start,
         until=min(window.end, datetime.now(UTC)),
     )
+    lakehouse.recorder.was_read(reports)
     _fail_if_none_was_read(lakehouse, reports)
     yield _ingestion_result(context, lakehouse, "reread_nightscout_entries", reports, ENTRIES)
 
@@ -137,6 +139,7 @@ def raw_collection_asset(collection: Collection, description: str) -> dg.AssetsD
         is_read = collection is not DEVICE_STATUS or lakehouse.settings.read_device_status
         sites = [s for s in lakehouse.sites if is_read and s.name not in lakehouse.unreadable_sites]
         reports = ingest_sites(sites, lakehouse.settings, lakehouse.lake, collection=collection) if sites else []
+        lakehouse.recorder.was_read(reports)
         if not is_read:
             context.log.info("Not read, since NIGHTSCOUT_READ_DEVICE_STATUS is false.")
         yield _ingestion_result(context, lakehouse, name, reports, collection)
@@ -196,6 +199,7 @@ def _processing_results(
     lakehouse: LakehouseResource, collection: Collection
 ) -> Iterator[dg.MaterializeResult[None] | dg.AssetCheckResult]:
     reports = process_sites(lakehouse.all_sites, lakehouse.settings, lakehouse.lake, collection)
+    lakehouse.recorder.was_processed(reports)
     overview = collection_overview(lakehouse.settings, collection)
     asset = f"processed_{collection.name}"
     yield dg.MaterializeResult(
@@ -238,7 +242,7 @@ def _processing_results(
 
 def _quarantine_check(lakehouse: LakehouseResource) -> dg.AssetCheckResult:
     settings = lakehouse.settings
-    with connect(settings, settings.warehouse_path, read_only=True) as warehouse:
+    with connect_warehouse(settings, read_only=True) as warehouse:
         shares = refused_shares(warehouse, ENTRIES, settings.quarantine_warn_pct, datetime.now(UTC))
     return dg.AssetCheckResult(
         check_name="quarantine_share_is_small",

@@ -7,7 +7,7 @@ import dagster as dg
 
 from nightscout_lakehouse.defs.resources import LakehouseResource
 from nightscout_lakehouse.lib.quality.anomalies import CHECKS, find_anomalies
-from nightscout_lakehouse.lib.warehouse import connect
+from nightscout_lakehouse.lib.warehouse import connect_warehouse
 
 _ASSET = "fact_glucose_readings"
 _ALSO_READ = ["dim_site", "dim_glucose_date", "fact_sensor_gaps"]
@@ -23,7 +23,7 @@ _ALSO_READ = ["dim_site", "dim_glucose_date", "fact_sensor_gaps"]
 def find_unusual_readings(lakehouse: LakehouseResource) -> Iterator[dg.AssetCheckResult]:
     """Silence, missing volume, gaps, stuck sensors and drifts of the newest readings, site by site."""
     settings = lakehouse.settings
-    with connect(settings, settings.warehouse_path, read_only=True) as warehouse:
+    with connect_warehouse(settings, read_only=True) as warehouse:
         found = find_anomalies(warehouse, datetime.now(UTC), settings.stale_minutes)
     for check, anomalies in found.items():
         yield dg.AssetCheckResult(

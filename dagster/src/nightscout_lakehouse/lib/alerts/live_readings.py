@@ -27,6 +27,9 @@ POLICY = FetchPolicy(timeout_seconds=5, max_attempts=1)
 MOST_DOCUMENTS = 250
 LEAST_SPAN = timedelta(hours=1)
 _NOMINAL_INTERVAL_MINUTES = 5.0
+# No figure may be made of them, so the lake refuses them; but they are the sensor's loudest words. Sensors measure from
+# 40 to 400 mg/dL, and uploaders that send a number send these.
+_SAID = {"LOW": ("LOW", 39.0), "LO": ("LOW", 39.0), "HIGH": ("HIGH", 401.0), "HI": ("HIGH", 401.0)}
 _OBJECT_ID = re.compile(r"[0-9a-f]{24}")
 _FIRST_NIGHTSCOUT_MS = 1_356_998_400_000
 _DAY_MS = 86_400_000
@@ -70,7 +73,8 @@ def judge(documents: Sequence[Document], site: Site, timezone: str, now: datetim
         with duckdb.connect() as connection:
             connection.execute("set TimeZone = 'UTC'")
             rows = connection.execute(
-                "select epoch_ms(reading_timestamp), glucose_mg_dl, coalesce(device, ''), kind, quarantine_reason"
+                "select epoch_ms(reading_timestamp), glucose_mg_dl, coalesce(device, ''), kind, quarantine_reason,"
+                " case when quarantine_reason = 'glucose_sentinel' then upper(trim(document ->> '$.sgv')) end"
                 f" from ({entries_sql([file], site.name, timezone)})"
                 " where kind in ('sgv', 'quarantined') and not is_deleted"
                 " order by reading_timestamp, entry_id"
@@ -78,15 +82,20 @@ def judge(documents: Sequence[Document], site: Site, timezone: str, now: datetim
     latest_ms = (now + FUTURE_TOLERANCE).timestamp() * 1000
     readings = _one_stream(
         (
-            Reading(datetime.fromtimestamp(time_ms / 1000, UTC), value, device)
-            for time_ms, value, device, kind, _ in rows
-            if kind == "sgv" and time_ms <= latest_ms
+            _reading(time_ms, value, device, said)
+            for time_ms, value, device, kind, _, said in rows
+            if (kind == "sgv" or said in _SAID) and time_ms <= latest_ms
         ),
         site.sensor_interval_minutes or _NOMINAL_INTERVAL_MINUTES,
     )
     newest_ms = readings[-1].timestamp.timestamp() * 1000 if readings else 0.0
-    refused = {reason for time_ms, _, _, _, reason in rows if reason and (time_ms is None or time_ms > newest_ms)}
+    refused = {reason for time_ms, _, _, _, reason, _ in rows if reason and (time_ms is None or time_ms > newest_ms)}
     return Look(tuple(readings), refused=tuple(sorted(refused)))
+
+
+def _reading(time_ms: int, value: float | None, device: str, said: str | None) -> Reading:
+    word, beyond = _SAID.get(said or "", ("", 0.0))
+    return Reading(datetime.fromtimestamp(time_ms / 1000, UTC), beyond if value is None else value, device, word)
 
 
 def _was_of_the_future(document: Document, now: datetime) -> bool:

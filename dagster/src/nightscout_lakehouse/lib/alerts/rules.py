@@ -148,11 +148,14 @@ class Reading:
         timestamp: When it was measured, UTC.
         glucose_mg_dl: Its value.
         device: Which uploader sent it.
+        said: `LOW` or `HIGH` where the sensor said that in place of a number; the value is then the nearest one beyond
+            what sensors measure.
     """
 
     timestamp: datetime
     glucose_mg_dl: float
     device: str = ""
+    said: str = ""
 
 
 @dataclass(frozen=True)

@@ -41,7 +41,7 @@ def site_text(
     if event.rule is Rule.STALE:
         return _stale_text(site, event, state, look, policy, now)
     newest = situation.newest or state.last_reading
-    value = glucose(newest.glucose_mg_dl) if newest else "no reading"
+    value = _value(newest) if newest else "no reading"
     title = f"{_PREFIX[event.kind]}{_NAMES[event.rule]}: {site} {value}"
     lines = [] if newest is None else [_reading_line(newest, situation, policy, now)]
     lines.append(_threshold_line(event.rule, policy))
@@ -111,9 +111,15 @@ def duration(span: timedelta) -> str:
     return f"{hours} h {minutes % 60} min" if hours < 48 else f"{hours // 24} days"
 
 
+def _value(reading: Reading) -> str:
+    return reading.said or glucose(reading.glucose_mg_dl)
+
+
 def _reading_line(reading: Reading, situation: Situation, policy: Policy, now: datetime) -> str:
-    line = f"{glucose(reading.glucose_mg_dl)} at {_local(reading.timestamp, policy)}, "
+    line = f"{_value(reading)} at {_local(reading.timestamp, policy)}, "
     line += f"{duration(now - reading.timestamp)} ago"
+    if reading.said:
+        return f"{line}: {'below' if reading.said == 'LOW' else 'above'} what the sensor measures."
     rate = situation.rate_mg_dl_per_minute
     if rate is None:
         return f"{line}; its trend is not known."

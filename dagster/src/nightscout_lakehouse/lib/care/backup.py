@@ -7,13 +7,14 @@ Below the folder of a backup:
     warehouse.duckdb    the warehouse, all of it checkpointed
     home/…              what else lies in LAKEHOUSE_HOME: Dagster's runs, alerts, lineage, reports, logs
     postgres.dump       our schemas of the serving database
+    dagster.dump        Dagster's storage, where it is in Postgres
 """
 
 import importlib.metadata
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path, PurePosixPath
@@ -29,10 +30,11 @@ from nightscout_lakehouse.lib.care.files import (
     sha256_of,
     whole_folder,
 )
-from nightscout_lakehouse.lib.care.postgres_dump import dump_database
+from nightscout_lakehouse.lib.care.postgres_dump import SCHEMAS, dump_database
 from nightscout_lakehouse.lib.errors import LakehouseError
 from nightscout_lakehouse.lib.lake import Lake
 from nightscout_lakehouse.lib.locking import lake_lock
+from nightscout_lakehouse.lib.postgres_connection import PostgresConnection, parse_database_url
 from nightscout_lakehouse.lib.serving import serving_database
 from nightscout_lakehouse.lib.settings import Settings
 from nightscout_lakehouse.lib.warehouse import connect
@@ -43,6 +45,8 @@ LAKE: Final = "lake"
 HOME: Final = "home"
 WAREHOUSE: Final = "warehouse.duckdb"
 POSTGRES: Final = "postgres.dump"
+DAGSTER: Final = "dagster.dump"
+DAGSTER_SCHEMAS: Final = ("public",)
 _PACKAGES: Final = ("nightscout-lakehouse", "duckdb", "dagster")
 
 LEFT_OUT: Final[Mapping[str, str]] = {
@@ -141,6 +145,9 @@ def back_up(settings: Settings, target: Path, *, with_postgres: bool = True) -> 
             files.append(saved)
         else:
             left_out["Postgres"] = "as asked, or never filled: the next run publishes all of it from the warehouse"
+        dagster = dagster_database(settings)
+        if with_postgres and dagster is not None:
+            files.append(_dumped(dagster, folder / DAGSTER, DAGSTER_SCHEMAS))
         if settings.drop_dir_setting is not None and not settings.drop_dir.is_relative_to(settings.home):
             left_out[str(settings.drop_dir)] = "it lies elsewhere and is yours; what was imported is in the lake"
         manifest = Manifest(
@@ -280,13 +287,23 @@ def _has_database(settings: Settings) -> bool:
 
 
 def _save_postgres(settings: Settings, folder: Path) -> tuple[SavedFile, str]:
-    target = folder / POSTGRES
     with serving_database(settings) as connection:
-        dump_database(connection, target)
+        saved = _dumped(connection, folder / POSTGRES, SCHEMAS)
         opened = connection.connect()
         version = str(opened.server_version // 10_000)
         opened.close()
-    return SavedFile(POSTGRES, target.stat().st_size, sha256_of(target)), version
+    return saved, version
+
+
+def _dumped(connection: PostgresConnection, target: Path, schemas: Sequence[str]) -> SavedFile:
+    dump_database(connection, target, schemas)
+    return SavedFile(target.name, target.stat().st_size, sha256_of(target))
+
+
+def dagster_database(settings: Settings) -> PostgresConnection | None:
+    """Where Dagster's storage is in Postgres; None where it is in files."""
+    url = settings.dagster_postgres_url.get_secret_value()
+    return parse_database_url(url, variable="DAGSTER_POSTGRES_URL") if url else None
 
 
 def _check_room(settings: Settings, lake: Lake, lake_files: list[str], folder: Path) -> None:

@@ -318,8 +318,8 @@ def _readme(exported: Sequence[ExportedTable], since: date | None, until: date |
     lines += [f"{DICTIONARY}: what each column means", ""]
     if deidentify:
         lines += [
-            "De-identified: names, ids, devices, notes and the time zone are left out. All dates of a person are moved",
-            "back by the same number of whole weeks: weekdays, times of day and distances are as they were, seasons are",
+            "De-identified: names, ids, devices, notes and the time zone are left out. All dates of a person are",
+            "moved back by the same number of whole weeks: weekdays, times of day and distances are kept, seasons are",
             "not. Neither the number nor who is who is kept anywhere.",
             "",
             "This is not anonymous: whoever has the original readings finds them again by their values, and whoever",

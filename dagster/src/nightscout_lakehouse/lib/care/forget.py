@@ -10,7 +10,7 @@ import json
 import re
 import shutil
 import sqlite3
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,7 +20,7 @@ import duckdb
 from psycopg2 import sql
 from psycopg2.extensions import cursor as PsycopgCursor  # noqa: N812 - psycopg2 spells its class in lower case
 
-from nightscout_lakehouse.lib.care.backup import REPLACED, figures_of
+from nightscout_lakehouse.lib.care.backup import DAGSTER_SCHEMAS, REPLACED, dagster_database, figures_of
 from nightscout_lakehouse.lib.care.files import is_sqlite
 from nightscout_lakehouse.lib.care.postgres_dump import SCHEMAS, dump_database, restore_database
 from nightscout_lakehouse.lib.care.restore import prepare_again
@@ -179,6 +179,11 @@ def forget(settings: Settings, found: Survey, *, with_dropped_files: bool = Fals
             result.removed["rows of the warehouse"] = _forget_in_warehouse(settings, lake, site)
         if settings.database_url.get_secret_value() or (settings.postgres_dir / "data").is_dir():
             result.removed["rows in Postgres"] = _forget_in_postgres(settings, found.traces)
+        dagster = dagster_database(settings)
+        if dagster is not None:
+            tables, rows = _delete_rows(dagster, found.traces, DAGSTER_SCHEMAS)
+            _vacuum(dagster, tables)
+            result.removed["rows of Dagster's storage"] = rows
         result.removed |= _forget_in_files(settings, lake, found.traces)
         # Compiled models and logs of dbt, and scratch files: every run makes them anew.
         for folder in (settings.dbt_dir, settings.home / "tmp"):
@@ -312,7 +317,8 @@ def _forget_in_postgres(settings: Settings, traces: Traces) -> int:
     """Delete the rows, and leave nothing of them in the files of a server that is ours."""
     if settings.database_url.get_secret_value():
         with serving_database(settings) as connection:
-            tables, removed = _delete_rows(connection, traces)
+            tables, removed = _delete_rows(connection, traces, SCHEMAS)
+            _count_published(connection)
             _vacuum(connection, tables)
         return removed
     scratch = settings.home / "tmp"
@@ -320,7 +326,8 @@ def _forget_in_postgres(settings: Settings, traces: Traces) -> int:
     dump, old = scratch / "forgetting.dump", settings.postgres_dir / "data.forgotten"
     dump.unlink(missing_ok=True)
     with serving_database(settings) as connection:
-        _, removed = _delete_rows(connection, traces)
+        _, removed = _delete_rows(connection, traces, SCHEMAS)
+        _count_published(connection)
         dump_database(connection, dump)
     # The old cluster has the rows in its pages and its log; a new one never had them.
     shutil.rmtree(old, ignore_errors=True)
@@ -333,22 +340,35 @@ def _forget_in_postgres(settings: Settings, traces: Traces) -> int:
     return removed
 
 
-def _delete_rows(connection: PostgresConnection, traces: Traces) -> tuple[list[sql.Identifier], int]:
+def _delete_rows(
+    connection: PostgresConnection, traces: Traces, schemas: Sequence[str]
+) -> tuple[list[sql.Identifier], int]:
+    """Delete the rows of the site, and of tables without this column those that name it."""
     touched, removed = [], 0
+    values = {"site": traces.site, "name": traces.name_pattern, "probes": _any_probe(traces)}
     with connection.transaction() as opened, opened.cursor() as cursor:
-        for schema, table, has_site in _tables(cursor):
-            name = sql.Identifier(schema, table)
-            # Bookkeeping may name the person in a message.
-            by_text = sql.SQL("{}::text ~ %(pattern)s").format(sql.Identifier(table))
-            by_site = sql.SQL("site = %(site)s")
-            condition = by_site if has_site else by_text
-            cursor.execute(
-                sql.SQL("delete from {} where {}").format(name, condition),
-                {"site": traces.site, "pattern": traces.name_pattern},
-            )
+        for schema, table, has_site in _tables(cursor, schemas):
+            name, row = sql.Identifier(schema, table), sql.Identifier(table)
+            condition: sql.Composable = sql.SQL("site = %(site)s")
+            if not has_site:
+                condition = sql.SQL("{}::text ~ %(probes)s").format(row)
+                if table not in _STATE_TABLES:
+                    condition += sql.SQL(" or {}::text ~ %(name)s").format(row)
+            cursor.execute(sql.SQL("delete from {} where {}").format(name, condition), values)
             if cursor.rowcount:
                 touched.append(name)
                 removed += cursor.rowcount
+    return touched, removed
+
+
+def _any_probe(traces: Traces) -> str:
+    """A pattern for any of the probes; where there are none, one that matches nothing."""
+    return "|".join(map(re.escape, traces.probes)) or "a^"
+
+
+def _count_published(connection: PostgresConnection) -> None:
+    """Tell the next publish how many rows there are now: other numbers would make it a full one."""
+    with connection.transaction() as opened, opened.cursor() as cursor:
         cursor.execute("select table_name from ops.published_tables")
         for (table,) in cursor.fetchall():
             cursor.execute(
@@ -357,10 +377,10 @@ def _delete_rows(connection: PostgresConnection, traces: Traces) -> tuple[list[s
                 ).format(sql.Identifier("curated", table)),
                 (table,),
             )
-    return touched, removed
 
 
-def _tables(cursor: PsycopgCursor) -> list[tuple[str, str, bool]]:
+def _tables(cursor: PsycopgCursor, schemas: Sequence[str]) -> list[tuple[str, str, bool]]:
+    """Schema and name of each table, and whether it has the column `site`."""
     cursor.execute(
         """
         select nspname, relname, exists (
@@ -371,7 +391,7 @@ def _tables(cursor: PsycopgCursor) -> list[tuple[str, str, bool]]:
         where nspname = any(%s) and relkind in ('r', 'p')
         order by 1, 2
         """,
-        (list(SCHEMAS),),
+        (list(schemas),),
     )
     return [(str(schema), str(table), bool(has_site)) for schema, table, has_site in cursor.fetchall()]
 
@@ -471,19 +491,28 @@ def _prove(settings: Settings, lake: Lake, traces: Traces, result: Forgotten) ->
         with connect(settings, settings.warehouse_path, read_only=True) as warehouse:
             result.left += in_warehouse(warehouse, traces)
     if settings.database_url.get_secret_value() or (settings.postgres_dir / "data").is_dir():
-        with serving_database(settings) as connection, connection.transaction() as opened, opened.cursor() as cursor:
-            for schema, table, has_site in _tables(cursor):
-                row = sql.SQL("{}::text").format(sql.Identifier(table))
-                by_site = sql.SQL("site = %(site)s or" if has_site else "")
-                cursor.execute(
-                    sql.SQL("select count(*) from {} where {} {} ~ %(pattern)s").format(
-                        sql.Identifier(schema, table), by_site, row
-                    ),
-                    {"site": traces.site, "pattern": "|".join(map(re.escape, traces.probes)) or "a^"},
-                )
-                if rows := (cursor.fetchone() or (0,))[0]:
-                    result.left.append(Found(f"Postgres, {schema}.{table}", f"{rows} rows"))
+        with serving_database(settings) as connection:
+            result.left += _in_postgres(connection, traces, SCHEMAS)
+    dagster = dagster_database(settings)
+    if dagster is not None:
+        result.left += _in_postgres(dagster, traces, DAGSTER_SCHEMAS)
     files = list(every_file(settings.home, [settings.duckdb_extension_dir]))
     result.searched_files = len(files)
     result.searched_bytes = sum(path.stat().st_size for path in files)
     result.left += in_files(files, traces, settings.home)
+
+
+def _in_postgres(connection: PostgresConnection, traces: Traces, schemas: Sequence[str]) -> list[Found]:
+    """Which tables still have rows of the site, or with one of the probes."""
+    found = []
+    with connection.transaction() as opened, opened.cursor() as cursor:
+        for schema, table, has_site in _tables(cursor, schemas):
+            query = sql.SQL("select count(*) from {} where {}::text ~ %(probes)s").format(
+                sql.Identifier(schema, table), sql.Identifier(table)
+            )
+            if has_site:
+                query += sql.SQL(" or site = %(site)s")
+            cursor.execute(query, {"site": traces.site, "probes": _any_probe(traces)})
+            if rows := (cursor.fetchone() or (0,))[0]:
+                found.append(Found(f"Postgres, {schema}.{table}", f"{rows} rows"))
+    return found

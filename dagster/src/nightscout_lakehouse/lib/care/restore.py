@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Final
 
 from nightscout_lakehouse.lib.care.backup import (
+    DAGSTER,
     HOME,
     LAKE,
     LEFT_OUT,
@@ -19,6 +20,7 @@ from nightscout_lakehouse.lib.care.backup import (
     RESTORING,
     WAREHOUSE,
     Manifest,
+    dagster_database,
     figures_of,
     read_manifest,
     verify,
@@ -86,6 +88,8 @@ def restore(settings: Settings, source: Path, *, replace: bool = False, with_pos
         is_inside = lake.is_local and Path(lake.url).is_relative_to(settings.home)
         if not is_inside and (lake.list_folders("raw") or lake.list_folders("processed")):
             raise LakehouseError(f"The lake {lake.url} is not empty.", "Set LAKE_URL to an empty folder or bucket.")
+        if settings.warehouse_path.is_file() and settings.warehouse_path not in present and not replace:
+            raise LakehouseError(f"{settings.warehouse_path} is there already.", "Add --replace to overwrite it.")
         if has_dump:
             _check_database(settings, replace=replace)
         staging = settings.home / RESTORING
@@ -103,6 +107,9 @@ def restore(settings: Settings, source: Path, *, replace: bool = False, with_pos
         _show_lake(settings, lake, manifest)
         if has_dump:
             _restore_postgres(settings, source / POSTGRES)
+        dagster = dagster_database(settings)
+        if dagster is not None and with_postgres and (source / DAGSTER).is_file():
+            restore_database(dagster, source / DAGSTER)
     return Restored(manifest, replaced, has_dump)
 
 
@@ -160,7 +167,7 @@ def _stage(source: Path, manifest: Manifest, staging: Path, *, with_lake: bool) 
     """Copy what goes into LAKEHOUSE_HOME onto the disk where it will lie."""
     for file in manifest.files:
         part = file.path.partition("/")[0]
-        if part == POSTGRES or (part == LAKE and not with_lake):
+        if part in (POSTGRES, DAGSTER) or (part == LAKE and not with_lake):
             continue
         size, digest = copy_file(source / file.path, staging / file.path)
         # A copy of a SQLite file is as good as the file, and need not be the same bytes.

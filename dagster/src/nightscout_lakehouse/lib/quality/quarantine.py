@@ -17,7 +17,7 @@ from nightscout_lakehouse.lib.nightscout_collections import COLLECTIONS, QUARANT
 from nightscout_lakehouse.lib.processing import all_batches, pending_batches, process_sites
 from nightscout_lakehouse.lib.settings import Settings
 from nightscout_lakehouse.lib.sites import Site
-from nightscout_lakehouse.lib.warehouse import connect
+from nightscout_lakehouse.lib.warehouse import connect_warehouse
 
 # A share of few documents says little.
 LEAST_DOCUMENTS = 20
@@ -238,7 +238,7 @@ def _short(collection: Collection) -> str:
 
 def _rows(settings: Settings, choice: Choice, query: str, *, with_hash: bool = False) -> list[tuple[Any, ...]]:
     """The rows of a query over `refused`, the documents of the choice."""
-    if not settings.warehouse_path.is_file():
+    if not settings.has_warehouse:
         raise LakehouseError("There is no warehouse yet.", "Run `make run` first.")
     conditions = [
         f"{column} = {sql_text(value)}"
@@ -258,7 +258,7 @@ def _rows(settings: Settings, choice: Choice, query: str, *, with_hash: bool = F
         for collection in COLLECTIONS
     )
     where = f"where {' and '.join(conditions)}" if conditions else ""
-    with connect(settings, settings.warehouse_path, read_only=True) as warehouse:
+    with connect_warehouse(settings, read_only=True) as warehouse:
         try:
             return warehouse.execute(f"with refused as (from ({parts}) {where}) {query}").fetchall()
         except duckdb.BinderException:
