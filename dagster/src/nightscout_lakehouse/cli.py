@@ -170,10 +170,10 @@ def doctor() -> None:
     for title in ("", "check", "what was found", "how to mend it"):
         table.add_column(title, overflow="fold")
     for finding in findings:
-        mark = "[green]ok[/]" if finding.is_ok else "[red]no[/]"
+        mark = "[green]ok[/]" if finding.is_ok else "[yellow]![/]" if finding.is_warning else "[red]no[/]"
         table.add_row(mark, finding.check, finding.found, "" if finding.is_ok else finding.remedy)
     console.print(table)
-    if not all(finding.is_ok for finding in findings):
+    if not all(finding.is_ok or finding.is_warning for finding in findings):
         raise typer.Exit(EXIT_FAILURE)
 
 

@@ -62,7 +62,7 @@ RESTORING: Final = ".restoring"
 REPLACED: Final = ".replaced-"
 _NOT_HERE: Final = (
     ".env and sites.toml, which hold or name the tokens: keep them where you keep passwords",
-    "the settings of the environment",
+    "the settings of the environment, such as DATABASE_URL",
 )
 
 
@@ -132,7 +132,7 @@ def back_up(settings: Settings, target: Path, *, with_postgres: bool = True) -> 
         _check_room(settings, lake, lake_files, folder)
         files = [*_save_lake(lake, lake_files, folder), *_save_home(settings, lake, folder)]
         figures: dict[str, dict[str, Any]] = {}
-        left_out = {name: reason for name, reason in LEFT_OUT.items() if (settings.home / name).exists()}
+        left_out = {name: reason for name, reason in LEFT_OUT.items() if (settings.home / name).is_dir()}
         left_out |= dict.fromkeys(_NOT_HERE, "they hold secrets")
         versions = {name: importlib.metadata.version(name) for name in _PACKAGES}
         if settings.warehouse_path.is_file():

@@ -300,6 +300,7 @@ def rewrite_warehouse(settings: Settings) -> None:
     if not is_same:
         fresh.unlink()
         raise LakehouseError("The warehouse could not be copied whole.", "Nothing was replaced. Please report it.")
+    fresh.chmod(path.stat().st_mode & 0o777)
     fresh.replace(path)
 
 

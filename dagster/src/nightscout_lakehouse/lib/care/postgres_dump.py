@@ -21,7 +21,7 @@ def dump_database(connection: PostgresConnection, target: Path, schemas: Sequenc
         ServingDatabaseError: The server is newer than `pg_dump`, or fails.
     """
     command = [
-        *("pg_dump", "--format=custom", "--compress=zstd:3", "--no-owner", "--no-privileges"),
+        *("pg_dump", "--format=custom", "--no-owner", "--no-privileges"),
         *(f"--schema={schema}" for schema in schemas),
         f"--file={target}",
     ]
