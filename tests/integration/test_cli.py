@@ -34,6 +34,7 @@ TOKEN = "reader-0123456789abcdef"
 COMMANDS = [
     *("run", "backfill", "dev", "status", "doctor", "check", "sql", "demo-server", "clean", "sites"),
     *("validate", "quarantine", "import", "sources", "report", "alerts", "lineage"),
+    *("backup", "restore", "export", "forget", "compact"),
 ]
 BAD_DOCUMENTS: dict[str, dict[str, Any]] = {
     "glucose_sentinel": {"sgv": "HIGH"},

@@ -147,6 +147,27 @@ def forget(
         raise typer.Exit(EXIT_FAILURE)
 
 
+@care_app.command()
+@says_what_went_wrong
+def compact(
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be done.")] = False,
+) -> None:
+    """Put the many small raw files of the ticks together into few; nothing in them changes."""
+    settings = prepare()
+    from nightscout_lakehouse.lib.care.compaction import compact as compact_lake
+
+    reports = compact_lake(settings, dry_run=dry_run)
+    for report in reports:
+        sizes = "" if dry_run else f", {report.bytes_before / 1e6:,.1f} to {report.bytes_after / 1e6:,.1f} MB"
+        console.print(
+            f"{report.site}, {report.collection}: {report.files_before:,} files "
+            f"{'would become' if dry_run else 'became'} {report.files_after:,}{sizes}",
+            soft_wrap=True,
+        )
+    if not reports:
+        console.print("There is nothing to put together.")
+
+
 def _print_survey(found: "Survey") -> None:
     console.print(f"Of {found.traces.site} there are:", markup=False)
     for collection, documents in found.documents.items():

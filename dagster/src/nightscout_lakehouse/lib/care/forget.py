@@ -181,7 +181,7 @@ def forget(settings: Settings, found: Survey, *, with_dropped_files: bool = Fals
             result.removed["rows in Postgres"] = _forget_in_postgres(settings, found.traces)
         dagster = dagster_database(settings)
         if dagster is not None:
-            tables, rows = _delete_rows(dagster, found.traces, DAGSTER_SCHEMAS)
+            tables, rows = delete_rows(dagster, found.traces, DAGSTER_SCHEMAS)
             _vacuum(dagster, tables)
             result.removed["rows of Dagster's storage"] = rows
         result.removed |= _forget_in_files(settings, lake, found.traces)
@@ -318,7 +318,7 @@ def _forget_in_postgres(settings: Settings, traces: Traces) -> int:
     """Delete the rows, and leave nothing of them in the files of a server that is ours."""
     if settings.database_url.get_secret_value():
         with serving_database(settings) as connection:
-            tables, removed = _delete_rows(connection, traces, SCHEMAS)
+            tables, removed = delete_rows(connection, traces, SCHEMAS)
             _count_published(connection)
             _vacuum(connection, tables)
         return removed
@@ -327,7 +327,7 @@ def _forget_in_postgres(settings: Settings, traces: Traces) -> int:
     dump, old = scratch / "forgetting.dump", settings.postgres_dir / "data.forgotten"
     dump.unlink(missing_ok=True)
     with serving_database(settings) as connection:
-        _, removed = _delete_rows(connection, traces, SCHEMAS)
+        _, removed = delete_rows(connection, traces, SCHEMAS)
         _count_published(connection)
         dump_database(connection, dump)
     # The old cluster has the rows in its pages and its log; a new one never had them.
@@ -341,7 +341,7 @@ def _forget_in_postgres(settings: Settings, traces: Traces) -> int:
     return removed
 
 
-def _delete_rows(
+def delete_rows(
     connection: PostgresConnection, traces: Traces, schemas: Sequence[str]
 ) -> tuple[list[sql.Identifier], int]:
     """Delete the rows of the site, and of tables without this column those that name it."""
