@@ -91,18 +91,17 @@ def export(
 ) -> None:
     """Write readings, treatments, days and episodes as files, with what each column means."""
     settings = prepare()
-    from nightscout_lakehouse.lib.care.export import Format, What
+    from nightscout_lakehouse.lib.care.export import Format, What, exportable_sites
     from nightscout_lakehouse.lib.care.export import export as write_export
     from nightscout_lakehouse.lib.warehouse import open_to_read
 
     tables = [What(_one_of(each, [*What], "--what")) for each in what or ["all"]]
     written_as = Format(_one_of(file_format, [*Format], "--format"))
     with open_to_read(settings) as warehouse:
-        known = [row[0] for row in warehouse.execute("select site from curated.dim_site order by site").fetchall()]
         exported = write_export(
             warehouse,
             target,
-            sites=site or known,
+            sites=site or exportable_sites(warehouse),
             what=tables,
             file_format=written_as,
             since=since.date() if since else None,

@@ -159,7 +159,7 @@ def export(
         LakehouseError: There is no such site, no row, or something in the place.
     """
     names = [each for each in _TABLES if each in what or What.ALL in what]
-    known = [row[0] for row in warehouse.execute("select site from curated.dim_site order by site").fetchall()]
+    known = exportable_sites(warehouse)
     unknown = sorted(set(sites) - set(known))
     if unknown:
         raise LakehouseError(f"There is no site {', '.join(unknown)}.", f"There are: {', '.join(known) or 'none'}.")
@@ -188,6 +188,18 @@ def export(
     if deidentify:
         os.utime(target, (_NO_TIME, _NO_TIME))
     return exported
+
+
+def exportable_sites(warehouse: duckdb.DuckDBPyConnection) -> list[str]:
+    """The sites that there are figures of.
+
+    Raises:
+        LakehouseError: The models were never built.
+    """
+    try:
+        return [row[0] for row in warehouse.execute("select site from curated.dim_site order by site").fetchall()]
+    except duckdb.CatalogException:
+        raise LakehouseError("There is nothing to export yet.", "Run the pipeline first.") from None
 
 
 def _choose_sites(

@@ -199,7 +199,9 @@ def _noted(settings: Settings, site: str) -> list[str]:
     if not path.is_file():
         return []
     note: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return list(note["probes"]) if note["site"] == site else []
+    if note["site"] != site:
+        raise LakehouseError(f"Forgetting {note['site']} was not finished.", f"Run `lakehouse forget {note['site']}`.")
+    return list(note["probes"])
 
 
 def _forget_in_lake(lake: Lake, site: str) -> int:
