@@ -8,11 +8,13 @@ whenever they load. Here a bundle is a mapping of file names to YAML texts:
 * a chart's number (`chartId`), by which other parts of a dashboard refer to it, follows from its uuid;
 * what equals Superset's default is left out, and put in again by `completed`, so that an import resets it.
 
-Pure functions, apart from reading and writing the files.
+Pure functions, apart from reading and writing the files. `python asset_bundle.py FOLDER` brings files that were written by
+hand into this form.
 """
 
 import hashlib
 import re
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
@@ -335,7 +337,7 @@ def _free_name(kind: str, asset: Asset, taken: set[str]) -> str:
 class _Dumper(yaml.SafeDumper):
     """Texts of several lines as blocks, no anchors."""
 
-    def ignore_aliases(self, data: Any) -> bool:
+    def ignore_aliases(self, data: Any) -> bool:  # noqa: ARG002
         return True
 
 
@@ -348,3 +350,9 @@ _Dumper.add_representer(str, _represent_text)
 
 def _to_yaml(asset: Mapping[str, Any]) -> str:
     return yaml.dump(dict(asset), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=110)
+
+
+if __name__ == "__main__":
+    for each in map(Path, sys.argv[1:]):
+        written = read_bundle(each)
+        write_bundle(each, canonical(written, names_by_uuid(written)))

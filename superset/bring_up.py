@@ -1,8 +1,8 @@
 """Bring Superset up: its database, roles, the user admin, and the dashboards of this folder.
 
 Runs in Superset's own environment (`superset/pyproject.toml`), all steps in one process, since starting Superset costs
-more than most of them. What is done is kept in its database, so that a second run is done in no time and changes nothing;
-what somebody changed in the browser stays until the files change.
+more than most of them. What is done is kept in its database, so that a second run takes no time and changes nothing; what
+somebody changed in the browser stays until the files change.
 
     python superset/bring_up.py                  whatever is missing or out of date
     python superset/bring_up.py import           the dashboards as in the files, whatever was changed in the browser
@@ -17,7 +17,7 @@ A container starts with `python superset/bring_up.py && gunicorn --bind 0.0.0.0:
     SUPERSET_DATABASE_URL    Superset's own database, postgresql+psycopg2://user:password@host:port/database
     SUPERSET_MARTS_URL       the marts, postgresql+psycopg2://bi_reader@host:port/database, without the password
     BI_READER_PASSWORD       the password of bi_reader
-    SUPERSET_ADMIN_PASSWORD  of the user admin; not set: generated and printed, once. A change takes effect at the next run
+    SUPERSET_ADMIN_PASSWORD  of the user admin; not set: generated and printed once. A change is taken at the next run
     SUPERSET_HTTPS           true behind a proxy that speaks https
     SUPERSET_HOME            a folder for copies of what an import replaced
     SUPERSET_RATELIMIT_STORAGE_URI  where logins are counted if there are several processes, such as redis://…
