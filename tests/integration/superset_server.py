@@ -103,8 +103,10 @@ def superset_server() -> Iterator[SupersetServer]:
                 env=environment,
                 stdout=file,
                 stderr=subprocess.STDOUT,
+                # Where the tests run in the background of a shell, Ctrl-C would be ignored.
+                preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
             )
-        stack.callback(stop, process)
+        stack.callback(stop, process, output)
         wait_for("Dashboards: ", process, output)
         url = f"http://127.0.0.1:{environment['SUPERSET_PORT']}"
         yield SupersetServer(url, parent / "a lakehouse", environment, process, output)
@@ -124,15 +126,23 @@ def wait_for(text: str, process: subprocess.Popen[bytes], output: Path) -> None:
         time.sleep(0.1)
 
 
-def stop(process: subprocess.Popen[bytes]) -> None:
-    if process.poll() is None:
-        children = psutil.Process(process.pid).children(recursive=True)
-        process.send_signal(signal.SIGTERM)
-        try:
-            process.wait(timeout=60)
-        finally:
-            for child in psutil.wait_procs(children, timeout=1)[1]:
-                child.kill()
+def stop(process: subprocess.Popen[bytes], output: Path) -> None:
+    """Press Ctrl-C: all that was started ends with it."""
+    if process.poll() is not None:
+        return
+    started = psutil.Process(process.pid).children(recursive=True)
+    process.send_signal(signal.SIGINT)
+    try:
+        assert process.wait(timeout=60) == 0, output.read_text()
+        assert "Stopped." in output.read_text()
+        assert "Traceback" not in output.read_text()
+        assert started != []
+    finally:
+        process.kill()
+        left = psutil.wait_procs(started, timeout=2)[1]
+        for each in left:
+            each.kill()
+    assert left == []
 
 
 def log_in(page: Page, server: SupersetServer, user: str = "admin", password: str = ADMIN_PASSWORD) -> None:
