@@ -210,8 +210,12 @@ def prepare_admin() -> None:
 
 def set_admin_password(password: str) -> None:
     """Give admin this password, making the user first where it is missing; prints a generated one."""
+    from flask import current_app
     from superset.extensions import db, security_manager
 
+    shortest = current_app.config["SHORTEST_PASSWORD"]
+    if len(password) < shortest:
+        raise BringUpError(f"SUPERSET_ADMIN_PASSWORD needs at least {shortest} characters.")
     user = security_manager.find_user(ADMIN)
     if user is None:
         role = security_manager.find_role("Admin")

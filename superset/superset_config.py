@@ -8,6 +8,7 @@ import os
 from typing import Any
 
 from flask import Flask, redirect, request
+from flask_appbuilder.exceptions import PasswordComplexityValidationError
 from sqlalchemy.engine.url import URL, make_url
 from superset.security import SupersetSecurityManager
 from werkzeug import Response
@@ -65,6 +66,16 @@ ALLOWED_EXTENSIONS: set[str] = set()
 PUBLIC_ROLE_LIKE = None
 AUTH_USER_REGISTRATION = False
 FAB_API_SWAGGER_UI = False
+SHORTEST_PASSWORD = 12
+
+
+def _check_password(password: str) -> None:
+    if len(password) < SHORTEST_PASSWORD:
+        raise PasswordComplexityValidationError(f"A password needs at least {SHORTEST_PASSWORD} characters.")
+
+
+FAB_PASSWORD_COMPLEXITY_ENABLED = True
+FAB_PASSWORD_COMPLEXITY_VALIDATOR = _check_password
 ENABLE_CORS = False
 WTF_CSRF_ENABLED = True
 

@@ -94,9 +94,9 @@ def superset() -> "Iterator[SupersetServer]":
         yield running
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def browser() -> "Iterator[Browser]":
-    """Chromium, once for the session: Playwright cannot run twice in a process."""
+    """Chromium, ended with the module: Playwright cannot run twice in a process at the same time."""
     from playwright.sync_api import sync_playwright
     from superset_server import CHROMIUM, CHROMIUM_ARGUMENTS
 

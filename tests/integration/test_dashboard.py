@@ -260,6 +260,13 @@ def by_form(client: httpx.Client, password: str) -> str:
     return "refused" if answer.headers["location"] == "/login/?next=/" else "in"
 
 
+def test_a_short_password_is_refused(admin: httpx.Client) -> None:
+    person = {"username": "short", "password": "0123456", "first_name": "S", "last_name": "S", "email": "s@localhost"}
+    answer = admin.post("/api/v1/security/users/", json=person | {"active": True, "roles": [1]})
+    assert answer.status_code == 400
+    assert "at least 12 characters" in answer.text
+
+
 def test_the_viewer_sees_and_changes_nothing(viewer: httpx.Client) -> None:
     (dashboard,) = [
         each for each in viewer.get("/api/v1/dashboard/").json()["result"] if each["slug"] == "glucose-monitoring"
