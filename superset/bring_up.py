@@ -237,12 +237,15 @@ def set_admin_password(password: str) -> None:
         )
 
 
-def import_assets(bundle: Mapping[str, str], imported_last: Mapping[str, str] | None) -> dict[str, str]:
-    """Import the bundle over what is there; returns it in the form in which it is exported.
+def import_assets(bundle: Mapping[str, str], last: Mapping[str, dict[str, str]] | None) -> dict[str, dict[str, str]]:
+    """Import the bundle over what is there.
 
     Args:
         bundle: The files.
-        imported_last: What the last import returned; what is in it and no longer in the files is deleted.
+        last: What this returned the last time; None if there was none.
+
+    Returns:
+        The files that were imported, and as what they are exported.
     """
     from superset.commands.exceptions import CommandException
     from superset.commands.importers.v1.assets import ImportAssetsCommand
@@ -250,23 +253,23 @@ def import_assets(bundle: Mapping[str, str], imported_last: Mapping[str, str] | 
     from superset.utils.core import override_user
 
     say("Importing the dashboards …")
-    if imported_last is not None:
-        keep_what_was_changed(imported_last)
+    if last is not None:
+        keep_what_was_changed(last["exported"])
     try:
         with override_user(security_manager.find_user(ADMIN)):
             ImportAssetsCommand(asset_bundle.completed(bundle)).run()
     except CommandException as error:
         raise BringUpError(f"The dashboards cannot be imported: {reasons(error)}") from error
-    if imported_last is not None:
-        delete_assets(imported_last, bundle)
-    return exported(bundle)
+    if last is not None:
+        delete_assets(last["imported"], bundle)
+    return {"imported": dict(bundle), "exported": exported(bundle)}
 
 
-def keep_what_was_changed(imported_last: Mapping[str, str]) -> None:
+def keep_what_was_changed(exported_last: Mapping[str, str]) -> None:
     """Keep a copy of what somebody changed in the browser before an import replaces it."""
-    now = exported(imported_last)
+    now = exported(exported_last)
     # The form may have changed since.
-    if now == asset_bundle.canonical(imported_last, asset_bundle.names_by_uuid(imported_last)):
+    if now == asset_bundle.canonical(exported_last, asset_bundle.names_by_uuid(exported_last)):
         return
     folder = Path(os.environ["SUPERSET_HOME"]) / "replaced" / f"{datetime.now(UTC):%Y%m%dT%H%M%S}"
     asset_bundle.write_bundle(folder, now)
