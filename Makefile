@@ -33,6 +33,7 @@ dashboard: $(SYNCED) $(SUPERSET_SYNCED) ## Open the dashboards in Superset on 12
 	@$(BIN)/lakehouse dashboard serve
 
 dashboard-setup: $(SUPERSET_SYNCED) ## Only install Superset, into an environment of its own
+	@:
 
 $(SUPERSET_SYNCED): $(UV) superset/pyproject.toml superset/uv.lock
 	@$(UV) sync --frozen --quiet --project superset
