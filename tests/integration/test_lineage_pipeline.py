@@ -317,10 +317,11 @@ def test_rows_and_bytes_are_those_of_the_tables(recorded: Recorded) -> None:
         processed = recorded.complete(f"processed_{collection.name}")["outputs"][0]
         files = list(Path(recorded.settings.lake_url, "processed", collection.name).rglob("*.parquet"))
         assert processed["outputFacets"]["outputStatistics"]["fileCount"] >= len(files)
+        # Of the entries those count that are readings of a sensor.
+        counts = "kind = 'sgv'" if collection.name == "nightscout_entries" else "kind <> 'quarantined'"
         with connect(recorded.settings, recorded.settings.warehouse_path, read_only=True) as warehouse:
             live = warehouse.execute(
-                f"select count(*) from lake.{collection.name} where not is_deleted and not is_duplicate"
-                " and kind <> 'quarantined'"
+                f"select count(*) from lake.{collection.name} where not is_deleted and not is_duplicate and {counts}"
             ).fetchall()[0][0]
         assert processed["facets"]["dataQualityMetrics"]["rowCount"] == live, collection.name
 
@@ -511,7 +512,8 @@ def test_the_second_run_differs_in_what_it_read_alone(recorded: Recorded) -> Non
     second, first = pipeline_runs(log.heads())
     assert [run.run_id for run in (first, second)] == [recorded.first.run_id, recorded.second.run_id]
     assert [run.state for run in (first, second)] == ["COMPLETE", "COMPLETE"]
-    changes = compare(*run_facts(log, (first, second)))
+    # What fails in both is told, too: the servers' clocks stand still in this test, and readings grow old.
+    changes = [each for each in compare(*run_facts(log, (first, second))) if each.before != each.after]
     # Nothing was new: the tests had nothing to look at, and no code, column or check is another.
     assert {change.kind for change in changes} <= {"steps", "rows"}, changes
     assert [change for change in changes if change.kind == "steps" and not change.subject.endswith(".checks")] == []

@@ -59,6 +59,9 @@ logger = logging.getLogger(__name__)
 CHECKS_SUFFIX = ".checks"
 _KILLED = ErrorFacts("The process ended before the run did: it was killed, or the machine stopped.")
 
+# What the catalog of Postgres calls the types that the models' YAML names shorter.
+_POSTGRES_TYPES = {"timestamp": "timestamp without time zone", "timestamptz": "timestamp with time zone"}
+
 
 class RunRecorder:
     """Records one Dagster run.
@@ -281,6 +284,8 @@ class RunRecorder:
         names = self._names
         raw, processed = raw_collection(asset.name), processed_collection(asset.name)
         columns = asset.columns or written.columns
+        if asset.is_in_postgres:
+            columns = tuple(replace(each, type=_POSTGRES_TYPES.get(each.type, each.type)) for each in columns)
         also: list[OutputDataset] = []
         if raw is not None:
             columns = raw_columns(self._fields(asset.name))
