@@ -248,6 +248,9 @@ def test_a_run_that_had_nothing_to_do_hides_nothing(folder: Path) -> None:
         model = next(step for step in graph.steps.values() if step.key.name == "dim_glucose_date")
         assert model.sql.startswith("select site")
         assert model.commit == "a" * 40
+        assert graph.datasets[DatasetKey(*made.MART)].written_at == (
+            made.BEGIN.replace(second=13) if later is idle else made.BEGIN.replace(hour=13, second=13)
+        )
 
 
 def test_the_newest_run_counts(folder: Path) -> None:
