@@ -8,8 +8,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import dagster as dg
 import pytest
 import yaml
 from conftest import Server
@@ -17,6 +19,7 @@ from lineage_receiver import Receiver
 from openlineage.client.event_v2 import RunState
 from psycopg2 import sql
 
+from nightscout_lakehouse.defs.lineage import RunLineage
 from nightscout_lakehouse.demo import DemoOptions, DemoServer, DemoStore, Person
 from nightscout_lakehouse.instance import JobOutcome, execute_job, prepare_environment
 from nightscout_lakehouse.lib.lineage.datasets import DatasetName, DatasetNames
@@ -448,6 +451,12 @@ def test_a_run_that_fails_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert events[2]["outputs"] == []
     assert TOKEN not in json.dumps(events)
     assert list((settings.lineage_dir / "open").iterdir()) == []
+
+    # `dagster job execute` opens the resources again when the run has ended.
+    with dg.DagsterInstance.get() as instance:
+        ended: Any = SimpleNamespace(run=instance.get_run_by_id(outcome.run_id), instance=instance)
+        RunLineage.of(ended, settings).begin()
+    assert len(read_events(settings)) == 4
 
     # Another run holds the lake.
     monkeypatch.setenv("LAKEHOUSE_LOCK_TIMEOUT_SECONDS", "0")
