@@ -9,8 +9,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import dagster as dg
 import pytest
 import yaml
 from conftest import Server
@@ -19,6 +21,7 @@ from openlineage.client.event_v2 import RunState
 from openlineage_schemas import faults
 from psycopg2 import sql
 
+from nightscout_lakehouse.defs.lineage import RunLineage
 from nightscout_lakehouse.demo import DemoOptions, DemoServer, DemoStore, Person
 from nightscout_lakehouse.instance import JobOutcome, execute_job, prepare_environment
 from nightscout_lakehouse.lib.lineage.datasets import DatasetName, DatasetNames
@@ -460,6 +463,12 @@ def test_a_run_that_fails_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert [(run.state, run.failed_steps) for run in pipeline_runs(EventLog(settings.lineage_dir).heads())] == [
         ("FAIL", ("raw_nightscout_entries",))
     ]
+
+    # `dagster job execute` opens the resources again when the run has ended.
+    with dg.DagsterInstance.get() as instance:
+        ended: Any = SimpleNamespace(run=instance.get_run_by_id(outcome.run_id), instance=instance)
+        RunLineage.of(ended, settings).begin()
+    assert len(read_events(settings)) == 4
 
     # Another run holds the lake.
     monkeypatch.setenv("LAKEHOUSE_LOCK_TIMEOUT_SECONDS", "0")

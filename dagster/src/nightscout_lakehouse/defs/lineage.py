@@ -55,6 +55,10 @@ class RunLineage:
         run, instance = context.run, context.instance
         if settings.openlineage_disabled or run is None or instance is None or run.run_id == "EPHEMERAL":
             return cls()
+        now = instance.get_run_by_id(run.run_id)
+        if now is not None and now.is_finished:
+            # Some commands open the resources again to look at the result.
+            return cls()
         try:
             from nightscout_lakehouse.lib.lineage.emitter import Emitter
             from nightscout_lakehouse.lib.lineage.recorder import RunRecorder
