@@ -205,7 +205,9 @@ def _written(materialization: dg.AssetMaterialization, at: datetime) -> "Written
     from nightscout_lakehouse.lib.lineage.facts import Written
 
     values = {key: value.value for key, value in materialization.metadata.items()}
-    held = values.get("dagster/row_count")
+    by_kind = values.get("rows_by_kind")
+    # The row count of Parquet files is that of their live rows; those that were deleted or refused are in them, too.
+    held = sum(by_kind.values()) if isinstance(by_kind, dict) else values.get("dagster/row_count")
     return Written(
         asset=_name(materialization.asset_key),
         at=at,
