@@ -12,6 +12,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from nightscout_lakehouse.commands.shared import console, says_what_went_wrong
+from nightscout_lakehouse.lib.errors import LakehouseError
 from nightscout_lakehouse.lib.settings import load_settings
 
 if TYPE_CHECKING:
@@ -90,7 +91,13 @@ def open_page(
 
     graph = _graph()
     begin = f"#{quote(graph.label(graph.find(name)), safe='')}" if name else ""
-    path = write_page(graph, load_settings().lineage_dir, datetime.now(UTC))
+    folder = load_settings().lineage_dir
+    try:
+        path = write_page(graph, folder, datetime.now(UTC))
+    except OSError as error:
+        raise LakehouseError(
+            f"The page cannot be written to {folder} ({error.strerror}).", "Make room there."
+        ) from None
     console.print(str(path), markup=False, soft_wrap=True)
     if browser and not webbrowser.open(path.as_uri() + begin):
         console.print("No browser could be opened; open the file yourself.")
