@@ -52,8 +52,10 @@ class RunLineage:
     @classmethod
     def of(cls, context: dg.InitResourceContext, settings: Settings) -> "RunLineage":
         """Listen to the run that a resource is opened for."""
+        if settings.openlineage_disabled:
+            return cls()
         run, instance = context.run, context.instance
-        if settings.openlineage_disabled or run is None or instance is None or run.run_id == "EPHEMERAL":
+        if run is None or instance is None or run.run_id == "EPHEMERAL":
             return cls()
         now = instance.get_run_by_id(run.run_id)
         if now is not None and now.is_finished:
