@@ -678,7 +678,12 @@ def test_runs_and_diff_print_what_there_is(folder: Path) -> None:
     assert "  mart_glucose_overview: no failure → failed: no space left" in told.splitlines()
     kinds = {each["kind"] for each in json.loads(lakehouse("diff", "--format", "json").stdout)["changes"]}
     assert kinds == {"steps", "rows", "checks"}
-    same = lakehouse("diff", "00000001", "latest").stdout
+    made.write(
+        [event for event in made.pipeline_run(2) if not event.job.name.startswith("published")],
+        folder / "events.ndjson",
+    )
+    assert "  published_dim_glucose_date: ran → did not run" in lakehouse("diff", "00000000", "latest").stdout
+    same = lakehouse("diff", "00000001", "00000001").stdout
     # What fails still is told, though nothing has changed.
     assert "fact_glucose_readings: unique of site: failed → failed" in same
     assert "Rows" not in same

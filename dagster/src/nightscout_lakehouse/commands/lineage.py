@@ -275,9 +275,10 @@ def _print_changes(target: Console, before: "PipelineRun", after: "PipelineRun",
             continue
         target.print()
         target.print(f"[bold]{title}[/]")
-        for change in found:
+        for change in _gathered(found) if kind == "steps" else found:
             added = [f" ({line})" for line in change.detail] if kind == "rows" else []
-            was, now = change.before or "not there", change.after or "not there"
+            nothing = "did not run" if kind == "steps" else "not there"
+            was, now = change.before or nothing, change.after or nothing
             target.print(f"  {change.subject}: {was} → {now}{''.join(added)}", markup=False, soft_wrap=True)
             if kind == "code":
                 for line in change.detail[:_MOST_DETAIL_LINES]:
@@ -285,3 +286,16 @@ def _print_changes(target: Console, before: "PipelineRun", after: "PipelineRun",
                 more = len(change.detail) - _MOST_DETAIL_LINES
                 if more > 0:
                     target.print(f"    … {more} lines more with --format json", style="dim")
+
+
+def _gathered(changes: "list[Change]") -> "list[Change]":
+    """The checks that ran in one run alone in one line: a tick tests what is new, and there may be nothing."""
+    from dataclasses import replace
+
+    checks = [each for each in changes if each.subject.endswith(".checks") and None in (each.before, each.after)]
+    lines = [each for each in changes if each not in checks]
+    for is_gone in (True, False):
+        of_these = [each for each in checks if (each.after is None) is is_gone]
+        if of_these:
+            lines.append(replace(of_these[0], subject=f"checks of {len(of_these)} tables"))
+    return lines
