@@ -272,10 +272,12 @@ class RunJournal:
                 self._add(db, run_id, report.site, counts)
                 self._set(db, run_id, report.site, values, added=("read_seconds",))
                 if report.error is not None and not is_entries:
+                    name = report.collection.removeprefix("nightscout_")
+                    # A step that is tried again says so once.
                     db.execute(
                         "update run_sites set unread_collections = coalesce(unread_collections || ', ', '') || ? "
-                        "where run_id = ? and site = ?",
-                        [report.collection.removeprefix("nightscout_"), run_id, report.site],
+                        "where run_id = ? and site = ? and instr(coalesce(unread_collections, ''), ?) = 0",
+                        [name, run_id, report.site, name],
                     )
             self._heard(db, run_id, now)
 
