@@ -201,6 +201,8 @@ def test_a_run_that_fails_tells_someone(
     monkeypatch.setenv("NIGHTSCOUT_URL", "http://127.0.0.1:9")
     monkeypatch.setenv("NIGHTSCOUT_TOKEN", TOKEN)
     monkeypatch.setenv("NIGHTSCOUT_MAX_ATTEMPTS", "1")
+    # A secret that the error is bound to say: it shows whether what is kept was cleaned on its whole way.
+    monkeypatch.setenv("NIGHTSCOUT_API_SECRET", "gave no usable answer")
     settings = load_settings()
     prepare_environment(settings)
 
@@ -227,6 +229,9 @@ def test_a_run_that_fails_tells_someone(
     (refused,) = [line for line in lines if line["level"] == "error"]
     # Of the thread that read the site.
     assert (refused["site"], refused["step"]) == ("default", "raw_nightscout_entries")
+    assert "http://127.0.0.1:9 *** in 1 attempt" in refused["message"]
+    for file in (settings.log_dir / "lakehouse.jsonl", settings.journal_path, settings.metrics_path):
+        assert b"gave no usable answer" not in file.read_bytes(), file
     assert 'lakehouse_last_run_success{job="nightscout_pipeline"} 0.0' in settings.metrics_path.read_text()
 
     from nightscout_lakehouse.defs.alerts.failure import pipeline_failure_alert

@@ -115,6 +115,21 @@ def test_unpivot_stacks_only_its_columns(on: str) -> None:
     assert found.columns["metric"] == ()
 
 
+@pytest.mark.parametrize(
+    ("sql", "expected"),
+    [
+        # A column of the table goes before a name given beside it; a name that is no column is that one.
+        ("select device as site, site || '!' as x, x as y from curated.readings", {"x": {"site"}, "y": {"site"}}),
+        ("select * replace (device as site) from curated.readings", {"site": {"device"}, "day": {"day"}}),
+        ("select r.* exclude (site), coalesce(r.site, '') as s from curated.readings as r", {"s": {"site"}}),
+        ("select list_transform([site], v -> v || device) as both from curated.readings", {"both": {"site", "device"}}),
+    ],
+)
+def test_names_mean_what_they_mean_to_duckdb(sql: str, expected: dict[str, set[str]]) -> None:
+    found = query_lineage(sql, "duckdb", SCHEMAS)
+    assert {name: {s.column for s in found.columns[name]} for name in expected} == expected
+
+
 def test_what_cannot_be_resolved_has_no_edge() -> None:
     found = query_lineage(
         "select site, unheard_of.x as x, nobody.y + glucose as y from curated.readings, elsewhere.unheard_of",

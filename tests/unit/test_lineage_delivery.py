@@ -265,6 +265,15 @@ def test_a_transport_that_cannot_be_set_up_fails_nothing(settings: Settings, cap
     assert "The OpenLineage transport cannot be set up" in caplog.text
 
 
+def test_a_url_that_is_none_is_not_shown_with_its_password(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("OPENLINEAGE_URL", "no-scheme-password-1234")
+    opened(load_settings()).close()
+    assert "The OpenLineage transport cannot be set up: Need valid url for OpenLineageClient, passed ***" in caplog.text
+    assert "password-1234" not in caplog.text
+
+
 def test_run_ids_follow_from_the_run_and_the_name() -> None:
     run = RunFacts(str(uuid4()), "nightscout_pipeline", datetime(2026, 1, 1, 12, tzinfo=UTC))
     root, step = JobRun(run, run.job, "JOB"), JobRun(run, "a", "STEP", run.job)

@@ -140,6 +140,25 @@ def test_a_file_that_holds_something_else_is_named(folder: Path, monkeypatch: py
         list(EventLog(folder).events())
 
 
+@pytest.mark.parametrize("content", [b"", b"no gzip at all, but long enough", gzip.compress(b"x" * 10_000)[:-30]])
+def test_a_damaged_old_file_is_named(folder: Path, content: bytes) -> None:
+    write_file(made.pipeline_run(0), folder / "events.ndjson")
+    (folder / "events-20261125T1.ndjson.gz").write_bytes(content)
+    if not content:
+        assert len(list(EventLog(folder).events())) == 14
+        return
+    with pytest.raises(LineageError, match=r"events-20261125T1\.ndjson\.gz cannot be read"):
+        list(EventLog(folder).events())
+    # What is newer is read without it.
+    assert [run.run_id for run in pipeline_runs(EventLog(folder).heads(), most=1)] == [made.run_id(0)]
+
+
+def test_the_page_that_cannot_be_written_is_told(folder: Path) -> None:
+    made.write(made.pipeline_run(0), folder / "events.ndjson")
+    (folder / "lineage.tmp").mkdir()
+    assert "The page cannot be written to" in said(lakehouse("open", "--no-browser"))
+
+
 # --- the graph ------------------------------------------------------------------------------------
 
 
@@ -248,6 +267,9 @@ def test_a_run_that_had_nothing_to_do_hides_nothing(folder: Path) -> None:
         model = next(step for step in graph.steps.values() if step.key.name == "dim_glucose_date")
         assert model.sql.startswith("select site")
         assert model.commit == "a" * 40
+        assert graph.datasets[DatasetKey(*made.MART)].written_at == (
+            made.BEGIN.replace(second=13) if later is idle else made.BEGIN.replace(hour=13, second=13)
+        )
 
 
 def test_the_newest_run_counts(folder: Path) -> None:
@@ -554,7 +576,7 @@ def test_the_newest_runs_are_found_without_reading_the_others(folder: Path) -> N
     runs = pipeline_runs(heads(), most=2)
     assert [run.run_id for run in runs] == [made.run_id(3), made.run_id(2)]
     assert [run.step_count for run in runs] == [6, 6]
-    assert len(read) == 2 * 14 + 1
+    assert len(read) == 2 * 14
     assert [len(facts.writes) for facts in run_facts(log, runs)] == [5, 5]
 
 
@@ -656,7 +678,12 @@ def test_runs_and_diff_print_what_there_is(folder: Path) -> None:
     assert "  mart_glucose_overview: no failure → failed: no space left" in told.splitlines()
     kinds = {each["kind"] for each in json.loads(lakehouse("diff", "--format", "json").stdout)["changes"]}
     assert kinds == {"steps", "rows", "checks"}
-    same = lakehouse("diff", "00000001", "latest").stdout
+    made.write(
+        [event for event in made.pipeline_run(2) if not event.job.name.startswith("published")],
+        folder / "events.ndjson",
+    )
+    assert "  published_dim_glucose_date: ran → did not run" in lakehouse("diff", "00000000", "latest").stdout
+    same = lakehouse("diff", "00000001", "00000001").stdout
     # What fails still is told, though nothing has changed.
     assert "fact_glucose_readings: unique of site: failed → failed" in same
     assert "Rows" not in same

@@ -65,6 +65,18 @@ def test_counts_of_all_collections_add_up_by_site(journal: RunJournal) -> None:
     assert "Jane" not in str(cara)
 
 
+def test_a_step_that_is_tried_again_counts_as_it_ended(journal: RunJournal) -> None:
+    begin(journal, "one")
+    failed = SiteIngestion("anna", fetched=4, landed=4, error="The connection was refused.")
+    profiles = replace(failed, collection="nightscout_profiles")
+    for report in (failed, profiles, profiles, SiteIngestion("anna", fetched=6, landed=2, unchanged=4)):
+        journal.was_read("one", [report], redactor=REDACTOR, now=NOW)
+    (anna,) = journal.sites("one")
+    assert (anna.is_read, anna.error, anna.unread_collections) == (True, None, "profiles")
+    # What was fetched before the failure was fetched, and has landed.
+    assert (anna.documents_fetched, anna.documents_landed) == (18, 14)
+
+
 def test_a_run_that_ended_says_how_long_it_took_and_where_it_failed(journal: RunJournal) -> None:
     begin(journal, "one")
     steps = (StepTime("raw", is_success=True, seconds=2.0), StepTime("processed", is_success=False, seconds=3.5))

@@ -22,6 +22,7 @@ from rich.table import Table
 
 from nightscout_lakehouse.commands.alerts import alerts_app
 from nightscout_lakehouse.commands.care import care_app
+from nightscout_lakehouse.commands.dashboard import dashboard_app
 from nightscout_lakehouse.commands.lineage import lineage_app
 from nightscout_lakehouse.commands.shared import EXIT_FAILURE, console, errors
 from nightscout_lakehouse.commands.shared import home_can_be_written as _home_can_be_written
@@ -48,6 +49,7 @@ app.add_typer(quarantine_app, name="quarantine")
 app.add_typer(alerts_app, name="alerts")
 app.add_typer(care_app)
 app.add_typer(lineage_app, name="lineage")
+app.add_typer(dashboard_app, name="dashboard")
 
 SiteOption = Annotated[str | None, typer.Option("--site", help="Only of this site.")]
 ReasonOption = Annotated[str | None, typer.Option("--reason", help="Only those refused for this reason.")]

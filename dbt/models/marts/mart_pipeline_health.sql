@@ -1,12 +1,13 @@
 {{ config(materialized='view') }}
 
 -- A view: ages are those of the query, and a tick with nothing new, which builds no mart, shows here all the same.
-with ticks as (
+with ticks as not materialized (
     select * from {{ source('operations', 'pipeline_runs') }}
     where job = 'nightscout_pipeline'
 ),
 
-run_sites as (
+-- Not materialized: a month of many sites is found by its indexes alone.
+run_sites as not materialized (
     select * from {{ source('operations', 'pipeline_run_sites') }}
 ),
 
@@ -40,7 +41,11 @@ recent as (
         run_sites.rows_quarantined
     from sites
     cross join ticks
-    left join run_sites on ticks.run_id = run_sites.run_id and sites.site = run_sites.site
+    left join run_sites
+        on
+            ticks.run_id = run_sites.run_id
+            and sites.site = run_sites.site
+            and run_sites.started_at > now() - interval '24 hours'
     where ticks.started_at > now() - interval '24 hours' and ticks.status <> 'running'
 ),
 

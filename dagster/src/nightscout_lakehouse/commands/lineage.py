@@ -12,6 +12,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from nightscout_lakehouse.commands.shared import console, says_what_went_wrong
+from nightscout_lakehouse.lib.errors import LakehouseError
 from nightscout_lakehouse.lib.settings import load_settings
 
 if TYPE_CHECKING:
@@ -90,7 +91,13 @@ def open_page(
 
     graph = _graph()
     begin = f"#{quote(graph.label(graph.find(name)), safe='')}" if name else ""
-    path = write_page(graph, load_settings().lineage_dir, datetime.now(UTC))
+    folder = load_settings().lineage_dir
+    try:
+        path = write_page(graph, folder, datetime.now(UTC))
+    except OSError as error:
+        raise LakehouseError(
+            f"The page cannot be written to {folder} ({error.strerror}).", "Make room there."
+        ) from None
     console.print(str(path), markup=False, soft_wrap=True)
     if browser and not webbrowser.open(path.as_uri() + begin):
         console.print("No browser could be opened; open the file yourself.")
@@ -268,9 +275,10 @@ def _print_changes(target: Console, before: "PipelineRun", after: "PipelineRun",
             continue
         target.print()
         target.print(f"[bold]{title}[/]")
-        for change in found:
+        for change in _gathered(found) if kind == "steps" else found:
             added = [f" ({line})" for line in change.detail] if kind == "rows" else []
-            was, now = change.before or "not there", change.after or "not there"
+            nothing = "did not run" if kind == "steps" else "not there"
+            was, now = change.before or nothing, change.after or nothing
             target.print(f"  {change.subject}: {was} → {now}{''.join(added)}", markup=False, soft_wrap=True)
             if kind == "code":
                 for line in change.detail[:_MOST_DETAIL_LINES]:
@@ -278,3 +286,16 @@ def _print_changes(target: Console, before: "PipelineRun", after: "PipelineRun",
                 more = len(change.detail) - _MOST_DETAIL_LINES
                 if more > 0:
                     target.print(f"    … {more} lines more with --format json", style="dim")
+
+
+def _gathered(changes: "list[Change]") -> "list[Change]":
+    """The checks that ran in one run alone in one line: a tick tests what is new, and there may be nothing."""
+    from dataclasses import replace
+
+    checks = [each for each in changes if each.subject.endswith(".checks") and None in (each.before, each.after)]
+    lines = [each for each in changes if each not in checks]
+    for is_gone in (True, False):
+        of_these = [each for each in checks if (each.after is None) is is_gone]
+        if of_these:
+            lines.append(replace(of_these[0], subject=f"checks of {len(of_these)} tables"))
+    return lines

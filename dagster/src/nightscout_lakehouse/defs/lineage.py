@@ -52,8 +52,14 @@ class RunLineage:
     @classmethod
     def of(cls, context: dg.InitResourceContext, settings: Settings) -> "RunLineage":
         """Listen to the run that a resource is opened for."""
+        if settings.openlineage_disabled:
+            return cls()
         run, instance = context.run, context.instance
-        if settings.openlineage_disabled or run is None or instance is None or run.run_id == "EPHEMERAL":
+        if run is None or instance is None or run.run_id == "EPHEMERAL":
+            return cls()
+        now = instance.get_run_by_id(run.run_id)
+        if now is not None and now.is_finished:
+            # Some commands open the resources again to look at the result.
             return cls()
         try:
             from nightscout_lakehouse.lib.lineage.emitter import Emitter
@@ -201,7 +207,9 @@ def _written(materialization: dg.AssetMaterialization, at: datetime) -> "Written
     from nightscout_lakehouse.lib.lineage.facts import Written
 
     values = {key: value.value for key, value in materialization.metadata.items()}
-    held = values.get("dagster/row_count")
+    by_kind = values.get("rows_by_kind")
+    # The row count of Parquet files is that of their live rows; those that were deleted or refused are in them, too.
+    held = sum(by_kind.values()) if isinstance(by_kind, dict) else values.get("dagster/row_count")
     return Written(
         asset=_name(materialization.asset_key),
         at=at,

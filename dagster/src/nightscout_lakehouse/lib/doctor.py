@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from nightscout_lakehouse.lib.alerts.targets import check_targets, load_targets
+from nightscout_lakehouse.lib.dashboard.environment import superset_program
 from nightscout_lakehouse.lib.errors import LakehouseError
 from nightscout_lakehouse.lib.lake import Lake
 from nightscout_lakehouse.lib.quality.stages import check_suites
@@ -54,6 +55,7 @@ def examine() -> list[Finding]:
         ("Postgres", _postgres),
         ("alerts", _alerts),
         ("port", _port),
+        ("dashboards", _dashboards),
     ]
     private = replace(_finding("secrets", secrets_are_private, settings), is_warning=True)
     return [*findings, private, *(_finding(name, check, settings) for name, check in checks)]
@@ -181,10 +183,24 @@ def _alerts(settings: Settings) -> str:
 
 
 def _port(settings: Settings) -> str:
-    with _free_socket() as probe:
-        if probe.connect_ex(("127.0.0.1", settings.dagster_port)) == 0:
-            return f"{settings.dagster_port} is in use (by `make dev`, most likely)"
+    if _is_in_use(settings.dagster_port):
+        return f"{settings.dagster_port} is in use (by `make dev`, most likely)"
     return f"{settings.dagster_port} is free for the Dagster UI"
+
+
+def _dashboards(settings: Settings) -> str:
+    try:
+        superset_program("gunicorn")
+    except LakehouseError:
+        return "Superset is not installed yet; `make dashboard` installs it"
+    if _is_in_use(settings.superset_port):
+        return f"Superset is installed; {settings.superset_port} is in use (by `make dashboard`, most likely)"
+    return f"Superset is installed; {settings.superset_port} is free for it"
+
+
+def _is_in_use(port: int) -> bool:
+    with _free_socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
 @contextmanager

@@ -124,6 +124,7 @@ def parse_database_url(url: str, *, variable: str = "DATABASE_URL") -> PostgresC
         variable: Name of the variable that it comes from, for the messages.
         url: `postgresql://`, `postgres://` or `postgresql+psycopg2://`; `sslmode` and `sslrootcert` may follow
             as query parameters.
+        variable: Name of the setting, for messages.
 
     Raises:
         ConfigurationError: The URL is malformed; the message never quotes a part that could hold the password.

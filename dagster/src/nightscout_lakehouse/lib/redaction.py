@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from typing import Final
 from urllib.parse import quote, quote_plus, unquote, urlsplit
 
+from pydantic import SecretStr
+
 from nightscout_lakehouse.lib.embedded_postgres import OWNER, SUPERUSER, password_file, read_password
 from nightscout_lakehouse.lib.serving import READER
 from nightscout_lakehouse.lib.settings import Settings
@@ -15,6 +17,11 @@ from nightscout_lakehouse.lib.sites import Site
 MASK: Final = "***"
 # A shorter one would black out half of every text, and guards nothing.
 _SHORTEST: Final = 4
+
+# Addresses are no secrets; what they carry is.
+_ADDRESSES: Final = frozenset(
+    {"nightscout_url", "database_url", "dagster_postgres_url", "openlineage_url", "superset_database_url"}
+)
 
 # What looks like a secret, whoever's it is: credentials of a URL, tokens in a query, headers.
 _PATTERNS: Final = (
@@ -66,14 +73,17 @@ def redactor(settings: Settings, sites: Sequence[Site] = ()) -> Redactor:
 
 
 def _of_settings(settings: Settings) -> Iterable[str]:
-    yield settings.nightscout_token.get_secret_value()
-    yield settings.nightscout_api_secret.get_secret_value()
-    yield settings.s3_secret_access_key.get_secret_value()
-    yield settings.motherduck_token.get_secret_value()
-    yield settings.s3_access_key_id.get_secret_value()
-    # Addresses are no secrets; what they carry is.
-    for url in (settings.nightscout_url, settings.database_url, settings.dagster_postgres_url):
-        yield from _of_url(url.get_secret_value())
+    for name in type(settings).model_fields:
+        value = getattr(settings, name)
+        if not isinstance(value, SecretStr) or not value.get_secret_value():
+            continue
+        text = value.get_secret_value()
+        if name in _ADDRESSES:
+            yield from _of_url(text)
+            continue
+        yield text
+        # A list, such as of the addresses that alerts go to: each may stand alone in a message.
+        yield from re.split(r"[\s,]+", text)
 
 
 def _of_url(url: str) -> Iterable[str]:

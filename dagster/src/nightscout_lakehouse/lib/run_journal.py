@@ -73,6 +73,12 @@ create table if not exists run_sites (
 create index if not exists run_sites_site on run_sites (site, started_at);
 create table if not exists run_totals (job text not null, status text not null, runs integer not null,
     primary key (job, status));
+create table if not exists site_reads (
+    site text primary key,
+    tried_at text not null,
+    read_at text,
+    newest_document_at text
+);
 create table if not exists site_totals (site text not null, what text not null, documents integer not null,
     primary key (site, what));
 """
@@ -271,11 +277,15 @@ class RunJournal:
                         values["newest_document_at"] = _text(datetime.fromtimestamp(report.newest_ms / 1000, UTC))
                 self._add(db, run_id, report.site, counts)
                 self._set(db, run_id, report.site, values, added=("read_seconds",))
+                if is_entries:
+                    self._keep_last_read(db, run_id, report.site)
                 if report.error is not None and not is_entries:
+                    name = report.collection.removeprefix("nightscout_")
+                    # A step that is tried again says so once.
                     db.execute(
                         "update run_sites set unread_collections = coalesce(unread_collections || ', ', '') || ? "
-                        "where run_id = ? and site = ?",
-                        [report.collection.removeprefix("nightscout_"), run_id, report.site],
+                        "where run_id = ? and site = ? and instr(coalesce(unread_collections, ''), ?) = 0",
+                        [name, run_id, report.site, name],
                     )
             self._heard(db, run_id, now)
 
@@ -422,6 +432,17 @@ class RunJournal:
         )
 
     @staticmethod
+    def _keep_last_read(db: sqlite3.Connection, run_id: str, site: str) -> None:
+        # By site, so that what the metrics show does not cost a month of runs.
+        db.execute(
+            "insert into site_reads select site, started_at, case when is_read then started_at end, newest_document_at "
+            "from run_sites where run_id = ? and site = ? on conflict (site) do update set "
+            "tried_at = excluded.tried_at, read_at = coalesce(excluded.read_at, read_at), "
+            "newest_document_at = coalesce(excluded.newest_document_at, newest_document_at)",
+            [run_id, site],
+        )
+
+    @staticmethod
     def _heard(db: sqlite3.Connection, run_id: str, now: datetime) -> None:
         db.execute("update runs set heard_at = ?, is_delivered = 0 where run_id = ?", [_text(now), run_id])
 
@@ -449,6 +470,8 @@ class RunJournal:
                 f"delete from {table} where run_id in (select run_id from runs where started_at < ?)", [_text(moment)]
             )
         db.execute("delete from runs where started_at < ?", [_text(moment)])
+        # Of a site that is no longer asked for.
+        db.execute("delete from site_reads where tried_at < ?", [_text(moment)])
 
 
 def _run(row: sqlite3.Row) -> Run:

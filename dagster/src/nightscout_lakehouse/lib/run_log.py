@@ -114,7 +114,9 @@ def log_file(
         step: Says which step of a run this thread works on.
     """
     loggers = [logging.getLogger(name) for name in (PACKAGE_LOGGER, EVENT_LOGGER)]
-    before = [(logger.level, list(logger.handlers), logger.propagate) for logger in loggers]
+    before = [
+        (logger.level, logger.propagate, [h for h in logger.handlers if isinstance(h, _LogFile)]) for logger in loggers
+    ]
     handler = _open_file(settings, redactor, step)
     for logger in loggers:
         # The first one, so that whoever comes after it, Dagster's log included, gets the record without secrets.
@@ -125,8 +127,10 @@ def log_file(
     try:
         yield
     finally:
-        for logger, (level, handlers, propagate) in zip(loggers, before, strict=True):
-            logger.handlers, logger.propagate = handlers, propagate
+        for logger, (level, propagate, files) in zip(loggers, before, strict=True):
+            # Others may have come and gone meanwhile.
+            logger.handlers = [*files, *(each for each in logger.handlers if each is not handler)]
+            logger.propagate = propagate
             logger.setLevel(level)
         handler.close()
 

@@ -111,22 +111,12 @@ class _Collector:
             ["site", "what"],
             [([row["site"], row["what"]], row["documents"]) for row in totals],
         )
-        reads = self._journal.query(
-            """
-            select
-                site,
-                max(case when is_read then started_at end) as read_at,
-                max(case when is_read is not null then started_at end) as tried_at,
-                max(newest_document_at) as newest_document_at
-            from run_sites group by site order by site
-            """
-        )
-        tried = [row for row in reads if row["tried_at"] is not None]
+        reads = self._journal.query("select * from site_reads order by site")
         yield _gauge(
             "site_last_read_success",
             "Whether the server could be read when it was tried last: 1 or 0.",
             ["site"],
-            [([row["site"]], row["read_at"] == row["tried_at"]) for row in tried],
+            [([row["site"]], row["read_at"] == row["tried_at"]) for row in reads],
         )
         for name, column, text in (
             ("site_last_read_timestamp_seconds", "read_at", "Start of the newest run that could read the server."),

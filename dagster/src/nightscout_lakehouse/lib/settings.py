@@ -92,6 +92,13 @@ class Settings(BaseSettings):
     log_format: Literal["text", "json"] = Field("text", validation_alias="LAKEHOUSE_LOG_FORMAT")
     dagster_postgres_url: SecretStr = Field(SecretStr(""), validation_alias="DAGSTER_POSTGRES_URL")
 
+    superset_port: int = Field(8088, ge=1, le=65535, validation_alias="SUPERSET_PORT")
+    superset_admin_password: SecretStr = Field(SecretStr(""), validation_alias="SUPERSET_ADMIN_PASSWORD")
+    superset_secret_key: SecretStr = Field(SecretStr(""), validation_alias="SUPERSET_SECRET_KEY")
+    superset_https: bool = Field(False, validation_alias="SUPERSET_HTTPS")
+    superset_database_url: SecretStr = Field(SecretStr(""), validation_alias="SUPERSET_DATABASE_URL")
+    bi_reader_password: SecretStr = Field(SecretStr(""), validation_alias="BI_READER_PASSWORD")
+
     dagster_port: int = Field(3000, ge=1, le=65535, validation_alias="DAGSTER_PORT")
     lock_timeout_seconds: float = Field(900.0, ge=0, validation_alias="LAKEHOUSE_LOCK_TIMEOUT_SECONDS")
 
@@ -215,6 +222,11 @@ class Settings(BaseSettings):
     def metrics_path(self) -> Path:
         """What Prometheus may know of the runs, as text."""
         return self.home / "metrics" / "lakehouse.prom"
+
+    @property
+    def superset_dir(self) -> Path:
+        """Superset's secret key and logs."""
+        return self.home / "superset"
 
     @property
     def duckdb_extension_dir(self) -> Path:

@@ -257,6 +257,12 @@ def _forget_in_warehouse(settings: Settings, lake: Lake, site: str) -> int:
         for table, rows in counts.items():
             if rows:
                 warehouse.execute(f"delete from {table} where site = ?", [site])
+        # The newest change may have been one of this site's, and what was published up to there would then look newer
+        # than the warehouse: a day of somebody else's is looked at once more.
+        warehouse.execute(
+            "insert into ops.changes (site, reading_date) select site, reading_date from ops.changes"
+            " where reading_date is not null order by change_seq desc limit 1"
+        )
         warehouse.commit()
     rewrite_warehouse(settings)
     with connect(settings, path, read_only=True) as warehouse:

@@ -105,11 +105,11 @@ def pipeline_runs(heads: Iterable[EventHead], *, most: int | None = None) -> lis
     runs: dict[str, _Seen] = {}
     begun = 0
     for head in heads:
+        runs.setdefault(head.run.run_id, _Seen(head)).add(head)
+        begun += head.event_type == "START" and head.run.facets.parent is None
         # Where the beginning of a run is read, all of it has been.
         if begun == most:
             break
-        runs.setdefault(head.run.run_id, _Seen(head)).add(head)
-        begun += head.event_type == "START" and head.run.facets.parent is None
     members: dict[str, list[str]] = defaultdict(list)
     for run_id in runs:
         members[_root_of(run_id, runs)].append(run_id)

@@ -56,7 +56,10 @@ class Emitter:
         try:
             self._outboxes += _outboxes(settings, self._client.config.transport)
         except Exception as error:
-            logger.warning("The OpenLineage transport cannot be set up: %s. Events are only written to a file.", error)
+            logger.warning(
+                "The OpenLineage transport cannot be set up: %s. Events are only written to a file.",
+                redacted(str(error), secrets()),
+            )
 
     def begin_run(self) -> None:
         """A run begins, and no other goes on: the time for a new file, if it is due."""

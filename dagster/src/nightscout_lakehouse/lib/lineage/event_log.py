@@ -7,6 +7,7 @@ import gzip
 import logging
 import shutil
 import tempfile
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime
@@ -26,6 +27,7 @@ MOST_BYTES = 512 * 1024 * 1024
 GRAPH_BYTES = 64 * 1024 * 1024
 _MOST_LINE_BYTES = 64 * 1024 * 1024
 _BLOCK_BYTES = 1024 * 1024
+_SMALLEST_GZIP_BYTES = 18
 
 Moment = Annotated[datetime, msgspec.Meta(tz=True)]
 T = TypeVar("T")
@@ -326,11 +328,16 @@ class EventLog:
         decoder = msgspec.json.Decoder(kind)
         damaged, left = 0, self.most_bytes
         for path in files:
-            for line in _lines(path, left):
-                try:
-                    yield decoder.decode(line)
-                except msgspec.MsgspecError:
-                    damaged += 1
+            try:
+                for line in _lines(path, left):
+                    try:
+                        yield decoder.decode(line)
+                    except msgspec.MsgspecError:
+                        damaged += 1
+            except (OSError, EOFError, zlib.error) as error:
+                raise LineageError(
+                    f"{path} cannot be read ({error}).", "Mend its permissions, or move it away."
+                ) from None
             left -= _size(path)
             if left <= 0:
                 break
@@ -344,6 +351,8 @@ def _size(path: Path) -> int:
     if path.suffix != ".gz":
         return path.stat().st_size
     with path.open("rb") as file:
+        if file.seek(0, 2) < _SMALLEST_GZIP_BYTES:
+            return 0
         # The format keeps the length at its end.
         file.seek(-4, 2)
         return int.from_bytes(file.read(4), "little")

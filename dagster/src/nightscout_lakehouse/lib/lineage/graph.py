@@ -498,6 +498,7 @@ class _Table:
     row_count: int | None = None
     byte_count: int | None = None
     written_at: datetime | None = None
+    named_at: datetime | None = None
     rows_written: dict[str, int] = field(default_factory=dict)
     checks: dict[tuple[str, str | None], Check] = field(default_factory=dict)
 
@@ -523,8 +524,10 @@ class _Table:
         if self.byte_count is None:
             self.byte_count = dataset.held.size
         if is_output and event.event_type == _COMPLETE:
-            self.written_at = self.written_at or event.event_time
+            self.named_at = self.named_at or event.event_time
+            # A run that left it alone names it all the same, and says nothing of rows.
             if dataset.used.row_count is not None:
+                self.written_at = self.written_at or event.event_time
                 self.rows_written.setdefault(event.job.name, dataset.used.row_count)
         for each in dataset.assertions:
             self.checks.setdefault((each.assertion, each.column), Check(each.assertion, each.column, each.success))
@@ -539,7 +542,7 @@ class _Table:
             self.row_count,
             self.byte_count,
             sum(self.rows_written.values()) if self.rows_written else None,
-            self.written_at,
+            self.written_at or self.named_at,
             tuple(sorted(self.checks.values(), key=lambda check: (check.is_passed, check.name, check.column or ""))),
         )
 

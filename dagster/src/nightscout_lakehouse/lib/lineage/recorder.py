@@ -59,6 +59,9 @@ logger = logging.getLogger(__name__)
 CHECKS_SUFFIX = ".checks"
 _KILLED = ErrorFacts("The process ended before the run did: it was killed, or the machine stopped.")
 
+# What the catalog of Postgres calls the types that the models' YAML names shorter.
+_POSTGRES_TYPES = {"timestamp": "timestamp without time zone", "timestamptz": "timestamp with time zone"}
+
 
 class RunRecorder:
     """Records one Dagster run.
@@ -138,7 +141,7 @@ class RunRecorder:
             self._run.job,
             inputs=inputs,
             outputs=outputs,
-            job_facets=self._step_facets(step),
+            job_facets={} if written and all(each.is_unchanged for each in written) else self._step_facets(step),
             error=error,
         )
         self._open.steps.pop(step, None)
@@ -279,40 +282,39 @@ class RunRecorder:
         if name is None:
             return []
         names = self._names
-        sites = names.warehouse_name(SITES_TABLE)
-        if raw_collection(asset.name) is not None:
+        raw, processed = raw_collection(asset.name), processed_collection(asset.name)
+        columns = asset.columns or written.columns
+        if asset.is_in_postgres:
+            columns = tuple(replace(each, type=_POSTGRES_TYPES.get(each.type, each.type)) for each in columns)
+        also: list[OutputDataset] = []
+        if raw is not None:
+            columns = raw_columns(self._fields(asset.name))
             # What a run landed; how many the batch files hold, nobody counts.
             written = replace(written, rows_held=None)
+        if processed is not None:
+            columns = tuple(ColumnFacts(column, kind) for column, kind in processed.view_columns.items())
+            sites = Written(asset.name, written.at)
+            also = [output_dataset(names.warehouse_name(SITES_TABLE), sites, description="One row per site.")]
         if written.is_unchanged:
-            # All that it writes is named again: who reads the newest events alone would miss the rest.
-            also = [sites] if processed_collection(asset.name) is not None else []
-            return [
-                unchanged_dataset(name, asset.columns or written.columns, written),
-                *(unchanged_dataset(each, (), Written(asset.name, written.at)) for each in also),
-            ]
+            # With all that is written and all columns: who reads the newest events alone would miss them.
+            return [unchanged_dataset(name, columns, written), *also]
         described: dict[str, Any] = {"description": asset.description, "owners": asset.owners}
-        if (raw := raw_collection(asset.name)) is not None:
-            fields = self._fields(asset.name)
-            described["columns"] = raw_columns(fields)
+        if raw is not None:
+            described["columns"] = columns
             if asset.name != FILE_DROP:
-                sources = raw_sources(raw, fields)
+                sources = raw_sources(raw, self._fields(asset.name))
                 described["sources"] = column_lineage(sources, (), lambda _table: names.api(raw))
-            return [output_dataset(name, written, **described)]
-        if (processed := processed_collection(asset.name)) is not None:
+        if processed is not None:
             found = processed_lineage(processed, self._lineage)
             self._lineage.save()
-            described["columns"] = tuple(ColumnFacts(column, kind) for column, kind in processed.view_columns.items())
+            described["columns"] = columns
             described["sources"] = column_lineage(found.columns, found.rows, lambda _table: names.raw(processed))
             described["symlink"] = names.warehouse_name(f"lake.{processed.name}")
-            return [
-                output_dataset(name, written, **described),
-                output_dataset(sites, Written(asset.name, written.at), description="One row per site."),
-            ]
         if asset.name.startswith(PUBLISHED_PREFIX):
             original = names.in_warehouse(written.table)
             copied = {column.name: (ColumnSource(written.table, column.name),) for column in written.columns}
             described["sources"] = column_lineage(copied, (), lambda _table: original)
-        return [output_dataset(name, written, **described)]
+        return [output_dataset(name, written, **described), *also]
 
     def _datasets(self, assets: Iterable[str]) -> list[DatasetName]:
         """What assets are as datasets, each once: several write the same files."""
