@@ -7,6 +7,7 @@ import shutil
 import stat
 import tempfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
@@ -15,14 +16,17 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 from click.testing import Result
+from psycopg2.extensions import cursor as PsycopgCursor  # noqa: N812 - psycopg2 spells its class in lower case
 from typer.testing import CliRunner
 
 from nightscout_lakehouse.cli import app
 from nightscout_lakehouse.demo import DemoOptions, DemoServer, DemoStore, Person
 from nightscout_lakehouse.instance import execute_job, prepare_environment
 from nightscout_lakehouse.lib.care.traces import every_file
+from nightscout_lakehouse.lib.dashboard.databases import metadata_connection
 from nightscout_lakehouse.lib.lake import Lake
 from nightscout_lakehouse.lib.quality.conservation import compare_with_raw_files
+from nightscout_lakehouse.lib.serving import serving_database
 from nightscout_lakehouse.lib.settings import Settings, load_settings
 from nightscout_lakehouse.lib.warehouse import connect
 
@@ -46,6 +50,23 @@ def said(result: Result) -> str:
     """What it says of a failure, in one line, however wide the terminal is."""
     assert result.exit_code == 1, result.output
     return " ".join(result.stderr.split())
+
+
+@contextmanager
+def superset(settings: Settings) -> Iterator[PsycopgCursor]:
+    """In Superset's own database, in the same server."""
+    with (
+        serving_database(settings) as owner,
+        metadata_connection(settings, owner).transaction() as opened,
+        opened.cursor() as cursor,
+    ):
+        yield cursor
+
+
+def charts(settings: Settings) -> list[tuple[str]]:
+    with superset(settings) as cursor:
+        cursor.execute("select name from charts")
+        return cursor.fetchall()
 
 
 def figures(site: str) -> list[dict[str, Any]]:
@@ -127,6 +148,8 @@ def course() -> Iterator[Course]:
         outcome = execute_job("nightscout_pipeline")
         assert outcome.errors == []
         lakehouse("report", PERSON)
+        with superset(settings) as cursor:
+            cursor.execute("create table charts (name text); insert into charts values ('My own chart')")
         result = lakehouse("backup", str(folder / "saved"))
         yield Course(settings, folder, folder / "saved", result, {name: figures(name) for name in ("anna", PERSON)})
     shutil.rmtree(folder)
@@ -153,7 +176,7 @@ def test_a_backup_is_whole_private_and_says_what_it_leaves_out(course: Course) -
     assert {stat.S_IMODE(path.stat().st_mode) for path in files} == {0o600}
     assert stat.S_IMODE(course.backup.stat().st_mode) == 0o700
     secrets = [TOKEN, *((path.read_text().strip()) for path in course.settings.postgres_dir.glob("*password"))]
-    assert len(secrets) == 4
+    assert len(secrets) == 5
     assert [path for path in files for secret in secrets if secret.encode() in path.read_bytes()] == []
     assert not list(course.folder.glob(".*.partial"))
 
@@ -191,6 +214,7 @@ def test_a_restore_brings_every_figure_back(course: Course) -> None:
     runs = lakehouse("sql", "select status from mart_pipeline_runs", "--marts", "--format", "json")
     assert json.loads(runs.stdout) == [{"status": "success"}]
     assert not compare_with_raw_files(course.settings, Lake.open(course.settings)).faults
+    assert charts(course.settings) == [("My own chart",)]
 
 
 def test_a_deidentified_export_has_nothing_of_the_person(course: Course) -> None:
@@ -299,6 +323,7 @@ def test_a_person_is_forgotten_everywhere_and_the_others_stay(course: Course) ->
     assert figures(PERSON) == []
     assert figures("anna") == course.before["anna"]
     assert not compare_with_raw_files(settings, Lake.open(settings)).faults
+    assert charts(settings) == [("My own chart",)]
 
     assert f"There is nothing of a site {PERSON} here." in said(lakehouse("forget", PERSON, "--yes"))
 

@@ -8,6 +8,7 @@ Below the folder of a backup:
     home/…              what else lies in LAKEHOUSE_HOME: Dagster's runs, alerts, lineage, reports, logs
     postgres.dump       our schemas of the serving database
     dagster.dump        Dagster's storage, where it is in Postgres
+    superset.dump       Superset's users, charts and dashboards, where it has any
 """
 
 import importlib.metadata
@@ -31,6 +32,8 @@ from nightscout_lakehouse.lib.care.files import (
     whole_folder,
 )
 from nightscout_lakehouse.lib.care.postgres_dump import SCHEMAS, dump_database
+from nightscout_lakehouse.lib.dashboard.databases import SUPERSET, metadata_connection
+from nightscout_lakehouse.lib.embedded_postgres import password_file
 from nightscout_lakehouse.lib.errors import LakehouseError
 from nightscout_lakehouse.lib.lake import Lake
 from nightscout_lakehouse.lib.locking import lake_lock
@@ -46,7 +49,9 @@ HOME: Final = "home"
 WAREHOUSE: Final = "warehouse.duckdb"
 POSTGRES: Final = "postgres.dump"
 DAGSTER: Final = "dagster.dump"
-DAGSTER_SCHEMAS: Final = ("public",)
+SUPERSET_DUMP: Final = "superset.dump"
+# Where other programs keep their tables in databases of their own.
+OTHER_SCHEMAS: Final = ("public",)
 _PACKAGES: Final = ("nightscout-lakehouse", "duckdb", "dagster")
 
 LEFT_OUT: Final[Mapping[str, str]] = {
@@ -141,13 +146,13 @@ def back_up(settings: Settings, target: Path, *, with_postgres: bool = True) -> 
         else:
             left_out["warehouse"] = "there is no file of it: the next run builds it from the lake"
         if with_postgres and _has_database(settings):
-            saved, versions["postgres"] = _save_postgres(settings, folder)
-            files.append(saved)
+            dumps, versions["postgres"] = _save_postgres(settings, folder)
+            files += dumps
         else:
             left_out["Postgres"] = "as asked, or never filled: the next run publishes all of it from the warehouse"
         dagster = dagster_database(settings)
         if with_postgres and dagster is not None:
-            files.append(_dumped(dagster, folder / DAGSTER, DAGSTER_SCHEMAS))
+            files.append(_dumped(dagster, folder / DAGSTER, ()))
         if settings.drop_dir_setting is not None and not settings.drop_dir.is_relative_to(settings.home):
             left_out[str(settings.drop_dir)] = "it lies elsewhere and is yours; what was imported is in the lake"
         manifest = Manifest(
@@ -286,9 +291,12 @@ def _has_database(settings: Settings) -> bool:
     return bool(settings.database_url.get_secret_value()) or (settings.postgres_dir / "data").is_dir()
 
 
-def _save_postgres(settings: Settings, folder: Path) -> tuple[SavedFile, str]:
+def _save_postgres(settings: Settings, folder: Path) -> tuple[list[SavedFile], str]:
     with serving_database(settings) as connection:
-        saved = _dumped(connection, folder / POSTGRES, SCHEMAS)
+        saved = [_dumped(connection, folder / POSTGRES, SCHEMAS)]
+        superset = superset_database(settings, connection)
+        if superset is not None:
+            saved.append(_dumped(superset, folder / SUPERSET_DUMP, ()))
         opened = connection.connect()
         version = str(opened.server_version // 10_000)
         opened.close()
@@ -298,6 +306,20 @@ def _save_postgres(settings: Settings, folder: Path) -> tuple[SavedFile, str]:
 def _dumped(connection: PostgresConnection, target: Path, schemas: Sequence[str]) -> SavedFile:
     dump_database(connection, target, schemas)
     return SavedFile(target.name, target.stat().st_size, sha256_of(target))
+
+
+def superset_database(settings: Settings, owner: PostgresConnection) -> PostgresConnection | None:
+    """Superset's own database; None where it has none that we know of. Makes none.
+
+    Args:
+        settings: Name an external one.
+        owner: The owner's connection to the serving database, which runs.
+    """
+    is_external = bool(settings.superset_database_url.get_secret_value())
+    is_embedded = (
+        not settings.database_url.get_secret_value() and password_file(settings.postgres_dir, SUPERSET).exists()
+    )
+    return metadata_connection(settings, owner) if is_external or is_embedded else None
 
 
 def dagster_database(settings: Settings) -> PostgresConnection | None:

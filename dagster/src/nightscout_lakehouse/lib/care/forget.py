@@ -20,7 +20,13 @@ import duckdb
 from psycopg2 import sql
 from psycopg2.extensions import cursor as PsycopgCursor  # noqa: N812 - psycopg2 spells its class in lower case
 
-from nightscout_lakehouse.lib.care.backup import DAGSTER_SCHEMAS, REPLACED, dagster_database, figures_of
+from nightscout_lakehouse.lib.care.backup import (
+    OTHER_SCHEMAS,
+    REPLACED,
+    dagster_database,
+    figures_of,
+    superset_database,
+)
 from nightscout_lakehouse.lib.care.files import is_sqlite
 from nightscout_lakehouse.lib.care.postgres_dump import SCHEMAS, dump_database, restore_database
 from nightscout_lakehouse.lib.care.restore import prepare_again
@@ -33,6 +39,7 @@ from nightscout_lakehouse.lib.care.traces import (
     in_lake,
     in_warehouse,
 )
+from nightscout_lakehouse.lib.dashboard.databases import metadata_connection
 from nightscout_lakehouse.lib.embedded_postgres import is_running, write_private_file
 from nightscout_lakehouse.lib.errors import LakehouseError
 from nightscout_lakehouse.lib.lake import Lake, processing_state_file, raw_folder, sql_text
@@ -181,7 +188,7 @@ def forget(settings: Settings, found: Survey, *, with_dropped_files: bool = Fals
             result.removed["rows in Postgres"] = _forget_in_postgres(settings, found.traces)
         dagster = dagster_database(settings)
         if dagster is not None:
-            tables, rows = delete_rows(dagster, found.traces, DAGSTER_SCHEMAS)
+            tables, rows = delete_rows(dagster, found.traces, OTHER_SCHEMAS)
             _vacuum(dagster, tables)
             result.removed["rows of Dagster's storage"] = rows
         result.removed |= _forget_in_files(settings, lake, found.traces)
@@ -332,20 +339,28 @@ def _forget_in_postgres(settings: Settings, traces: Traces) -> int:
         return removed
     scratch = settings.home / "tmp"
     scratch.mkdir(parents=True, exist_ok=True)
-    dump, old = scratch / "forgetting.dump", settings.postgres_dir / "data.forgotten"
-    dump.unlink(missing_ok=True)
+    dump, of_superset = scratch / "forgetting.dump", scratch / "forgetting.superset.dump"
+    old = settings.postgres_dir / "data.forgotten"
+    for leftover in (dump, of_superset):
+        leftover.unlink(missing_ok=True)
     with serving_database(settings) as connection:
         _, removed = delete_rows(connection, traces, SCHEMAS)
         _count_published(connection)
         dump_database(connection, dump)
+        superset = superset_database(settings, connection)
+        if superset is not None and not settings.superset_database_url.get_secret_value():
+            dump_database(superset, of_superset, ())
     # The old cluster has the rows in its pages and its log; a new one never had them.
     shutil.rmtree(old, ignore_errors=True)
     (settings.postgres_dir / "data").rename(old)
     with serving_database(settings) as connection:
         restore_database(connection, dump)
         prepare_again(settings, connection)
+        if of_superset.is_file():
+            restore_database(metadata_connection(settings, connection), of_superset)
     shutil.rmtree(old)
-    dump.unlink()
+    for dumped in (dump, of_superset):
+        dumped.unlink(missing_ok=True)
     return removed
 
 
@@ -502,9 +517,12 @@ def _prove(settings: Settings, lake: Lake, traces: Traces, result: Forgotten) ->
     if settings.database_url.get_secret_value() or (settings.postgres_dir / "data").is_dir():
         with serving_database(settings) as connection:
             result.left += _in_postgres(connection, traces, SCHEMAS)
+            superset = superset_database(settings, connection)
+            if superset is not None:
+                result.left += _in_postgres(superset, traces, OTHER_SCHEMAS)
     dagster = dagster_database(settings)
     if dagster is not None:
-        result.left += _in_postgres(dagster, traces, DAGSTER_SCHEMAS)
+        result.left += _in_postgres(dagster, traces, OTHER_SCHEMAS)
     files = list(every_file(settings.home, [settings.duckdb_extension_dir]))
     result.searched_files = len(files)
     result.searched_bytes = sum(path.stat().st_size for path in files)
@@ -523,5 +541,5 @@ def _in_postgres(connection: PostgresConnection, traces: Traces, schemas: Sequen
                 query += sql.SQL(" or site = %(site)s")
             cursor.execute(query, {"site": traces.site, "probes": _any_probe(traces)})
             if rows := (cursor.fetchone() or (0,))[0]:
-                found.append(Found(f"Postgres, {schema}.{table}", f"{rows} rows"))
+                found.append(Found(f"Postgres, {connection.database}, {schema}.{table}", f"{rows} rows"))
     return found

@@ -13,7 +13,7 @@ SCHEMAS: Final = ("curated", "marts", "ops")
 
 
 def dump_database(connection: PostgresConnection, target: Path, schemas: Sequence[str] = SCHEMAS) -> None:
-    """Write schemas, as they are at one moment, to a new file.
+    """Write schemas, or with none named the whole database, as they are at one moment, to a new file.
 
     Owners and privileges are left out: they belong to the server, and `prepare_database` gives them anew.
 

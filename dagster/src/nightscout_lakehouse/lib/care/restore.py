@@ -18,6 +18,7 @@ from nightscout_lakehouse.lib.care.backup import (
     POSTGRES,
     REPLACED,
     RESTORING,
+    SUPERSET_DUMP,
     WAREHOUSE,
     Manifest,
     dagster_database,
@@ -27,6 +28,7 @@ from nightscout_lakehouse.lib.care.backup import (
 )
 from nightscout_lakehouse.lib.care.files import copy_file
 from nightscout_lakehouse.lib.care.postgres_dump import SCHEMAS, restore_database
+from nightscout_lakehouse.lib.dashboard.databases import metadata_connection
 from nightscout_lakehouse.lib.embedded_postgres import is_running, password_file
 from nightscout_lakehouse.lib.errors import LakehouseError
 from nightscout_lakehouse.lib.lake import Lake
@@ -106,7 +108,7 @@ def restore(settings: Settings, source: Path, *, replace: bool = False, with_pos
         shutil.rmtree(staging)
         _show_lake(settings, lake, manifest)
         if has_dump:
-            _restore_postgres(settings, source / POSTGRES)
+            _restore_postgres(settings, source)
         dagster = dagster_database(settings)
         if dagster is not None and with_postgres and (source / DAGSTER).is_file():
             restore_database(dagster, source / DAGSTER)
@@ -167,7 +169,7 @@ def _stage(source: Path, manifest: Manifest, staging: Path, *, with_lake: bool) 
     """Copy what goes into LAKEHOUSE_HOME onto the disk where it will lie."""
     for file in manifest.files:
         part = file.path.partition("/")[0]
-        if part in (POSTGRES, DAGSTER) or (part == LAKE and not with_lake):
+        if part in (POSTGRES, SUPERSET_DUMP, DAGSTER) or (part == LAKE and not with_lake):
             continue
         size, digest = copy_file(source / file.path, staging / file.path)
         # A copy of a SQLite file is as good as the file, and need not be the same bytes.
@@ -219,10 +221,18 @@ def _show_lake(settings: Settings, lake: Lake, manifest: Manifest) -> None:
         )
 
 
-def _restore_postgres(settings: Settings, dump: Path) -> None:
+def _restore_postgres(settings: Settings, folder: Path) -> None:
+    """Restore the dumps of a folder: the serving database, and Superset's where there is one."""
     with serving_database(settings) as connection:
-        restore_database(connection, dump)
+        restore_database(connection, folder / POSTGRES)
         prepare_again(settings, connection)
+        if (folder / SUPERSET_DUMP).is_file() and has_place_for_superset(settings):
+            restore_database(metadata_connection(settings, connection), folder / SUPERSET_DUMP)
+
+
+def has_place_for_superset(settings: Settings) -> bool:
+    """Whether Superset's database can be made or is named: beside an external serving database it must be named."""
+    return bool(settings.superset_database_url.get_secret_value() or not settings.database_url.get_secret_value())
 
 
 def prepare_again(settings: Settings, connection: PostgresConnection) -> None:
