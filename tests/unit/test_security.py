@@ -109,7 +109,7 @@ def test_nothing_in_the_code_turns_verification_off() -> None:
     assert [str(path) for path in sources for word in words if word in path.read_text()] == []
 
 
-@pytest.mark.parametrize("lock", ["uv.lock", "tests/references/uv.lock"])
+@pytest.mark.parametrize("lock", ["uv.lock", "superset/uv.lock", "tests/references/uv.lock"])
 def test_every_locked_file_has_a_hash(lock: str) -> None:
     packages = tomllib.loads((REPOSITORY_ROOT / lock).read_text())["package"]
     files = [

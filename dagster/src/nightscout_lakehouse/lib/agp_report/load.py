@@ -276,7 +276,7 @@ def _profile_query(readings: str) -> str:
     """The query of `fact_glucose_profile` over a relation of readings."""
     text = (DBT_PROJECT_DIR / "macros" / "glucose_profile.sql").read_text(encoding="utf-8")
     # It makes SQL, not HTML.
-    macros: Any = Environment(undefined=StrictUndefined, autoescape=False).from_string(text).module  # noqa: S701 # nosec B701
+    macros: Any = Environment(undefined=StrictUndefined, autoescape=False).from_string(text).module  # noqa: S701
     return str(macros.glucose_profile(readings))
 
 
