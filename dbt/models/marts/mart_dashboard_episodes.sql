@@ -14,6 +14,17 @@ periods (period, period_name, period_days) as (
 
 units (unit, mg_dl_per_unit, decimals, step) as (
     {{ glucose_units() }}
+),
+
+-- An episode of level 2 lies within one of level 1, and is told by that one's name.
+severe as (
+    select
+        site,
+        kind,
+        start_timestamp,
+        start_date
+    from {{ source('published', 'fact_glucose_episodes') }}
+    where level = 2
 )
 
 select
@@ -23,12 +34,17 @@ select
     episodes.episode_id,
     episodes.start_local_timestamp,
     episodes.kind,
-    episodes.level,
     case
-        when episodes.kind = 'hypoglycemia' and episodes.level = 2 then 'Very low'
-        when episodes.kind = 'hypoglycemia' then 'Low'
-        when episodes.level = 2 then 'Very high'
-        else 'High'
+        when exists (
+            select 1 from severe
+            where
+                severe.site = episodes.site
+                and severe.kind = episodes.kind
+                and severe.start_date >= episodes.start_date
+                and severe.start_timestamp >= episodes.start_timestamp
+                and severe.start_timestamp < coalesce(episodes.end_timestamp, 'infinity')
+        ) then case episodes.kind when 'hypoglycemia' then 'Very low' else 'Very high' end
+        else case episodes.kind when 'hypoglycemia' then 'Low' else 'High' end
     end as kind_label,
     episodes.duration_minutes,
     {{ shown('episodes.extreme_mg_dl') }} as extreme_glucose,
@@ -51,3 +67,4 @@ cross join periods
 cross join units
 inner join {{ source('published', 'fact_glucose_episodes') }} as episodes
     on latest.site = episodes.site and latest.latest_date - periods.period_days < episodes.start_date
+where episodes.level = 1

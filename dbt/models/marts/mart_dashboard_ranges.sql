@@ -43,7 +43,7 @@ described as (
             when lower_bound is null then 'below ' || upper_bound
             when upper_bound is null then 'above ' || lower_bound
             else lower_bound || ' to ' || upper_bound
-        end as bounds_text
+        end || ' ' || unit as bounds_text
     from bounds
 )
 
@@ -58,10 +58,11 @@ select
     described.bounds_text,
     shares.value as pct,
     shares.value * 14.4 as minutes_a_day,
-    case when shares.target is not null then shares.target || ' %' end as target_text,
+    coalesce(shares.target || ' %', '') as target_text,
     case
         when shares.is_target_met then 'met'
         when not shares.is_target_met then 'not met'
+        else ''
     end as target_result
 from periods
 inner join {{ source('published', 'fact_glucose_metrics') }} as shares on periods.period_name = shares.period

@@ -12,6 +12,7 @@ figures as (
     select
         metrics.site,
         periods.period,
+        periods.period_days,
         max(metrics.period_start_date) as period_start_date,
         max(metrics.period_end_date) as period_end_date,
         max(metrics.value) filter (where metrics.metric = 'mean_mg_dl') as mean_mg_dl,
@@ -34,12 +35,13 @@ figures as (
             'mean_mg_dl', 'sd_mg_dl', 'cv_pct', 'gmi_pct', 'gri',
             'time_in_range_pct', 'time_below_range_pct', 'time_above_range_pct'
         )
-    group by metrics.site, periods.period
+    group by metrics.site, periods.period, periods.period_days
 )
 
 select
     figures.site,
     figures.period,
+    figures.period_days,
     units.unit,
     figures.period_start_date,
     figures.period_end_date,

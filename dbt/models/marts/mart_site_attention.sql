@@ -107,6 +107,10 @@ described as (
                 when time_in_range_pct <= 70 then 'in range only ' || round(cast(time_in_range_pct as numeric)) || ' %'
             end,
             case
+                when time_above_range_pct >= 25
+                    then 'above range ' || round(cast(time_above_range_pct as numeric)) || ' %'
+            end,
+            case
                 when time_very_high_pct >= 5 then 'very high ' || round(cast(time_very_high_pct as numeric), 1) || ' %'
             end,
             case when age_minutes > 60 then 'newest reading ' || {{ age_text('age_minutes') }} end,
