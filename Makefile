@@ -5,8 +5,9 @@ PYTHON ?= python3
 UV := .uv/bin/uv
 BIN := .venv/bin
 SYNCED := .venv/.synced
+SUPERSET_SYNCED := superset/.venv/.synced
 
-.PHONY: help setup run dev test lint format status doctor sites-check check-demo-server clean-data lock
+.PHONY: help setup run dev dashboard dashboard-setup test lint format status doctor sites-check check-demo-server clean-data lock
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-18s %s\n", $$1, $$2}' Makefile
@@ -28,6 +29,15 @@ run: $(SYNCED) ## Run the whole pipeline once and print what it made
 dev: $(SYNCED) ## Open the Dagster UI, with schedule and sensors, on 127.0.0.1
 	@$(BIN)/lakehouse dev
 
+dashboard: $(SYNCED) $(SUPERSET_SYNCED) ## Open the dashboards in Superset on 127.0.0.1, after `make run`
+	@$(BIN)/lakehouse dashboard serve
+
+dashboard-setup: $(SUPERSET_SYNCED) ## Only install Superset, into an environment of its own
+
+$(SUPERSET_SYNCED): $(UV) superset/pyproject.toml superset/uv.lock
+	@$(UV) sync --frozen --quiet --project superset
+	@touch $(SUPERSET_SYNCED)
+
 status: $(SYNCED) ## Show each site's last reading, rows and cursor
 	@$(BIN)/lakehouse status
 
@@ -37,7 +47,7 @@ doctor: $(SYNCED) ## Check what is missing and how to mend it
 sites-check: $(SYNCED) ## Reach every Nightscout server
 	@$(BIN)/lakehouse sites check
 
-test: $(SYNCED) ## Run all tests
+test: $(SYNCED) $(SUPERSET_SYNCED) ## Run all tests
 	@$(BIN)/pytest -n 2
 
 lint: $(SYNCED) ## Check style, types and SQL
@@ -56,6 +66,7 @@ check-demo-server: $(SYNCED) ## Compare the demo server with recordings of a rea
 lock: $(UV) ## Resolve the dependencies anew
 	@$(UV) lock --upgrade
 	@$(UV) lock --upgrade --project tests/references
+	@$(UV) lock --upgrade --project superset
 
 clean-data: $(SYNCED) ## Remove the lakehouse folder with all its data, after asking
 	@$(BIN)/lakehouse clean

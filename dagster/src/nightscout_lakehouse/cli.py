@@ -2,29 +2,28 @@
 
 import csv
 import json
-import logging
 import os
 import shutil
-import signal
 import sys
 import time
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import fields, replace
 from datetime import UTC, datetime
 from enum import StrEnum
-from functools import wraps
 from pathlib import Path
-from types import FrameType
-from typing import TYPE_CHECKING, Annotated, Any, Literal, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from rich.console import Console
-from rich.logging import RichHandler
 from rich.markup import escape
 from rich.table import Table
 
+from nightscout_lakehouse.commands.dashboard import dashboard_app
+from nightscout_lakehouse.commands.shared import EXIT_FAILURE, console, errors
+from nightscout_lakehouse.commands.shared import prepare as _prepare
+from nightscout_lakehouse.commands.shared import says_what_went_wrong as _says_what_went_wrong
 from nightscout_lakehouse.lib.agp_report.content import Unit
 from nightscout_lakehouse.lib.errors import LakehouseError
 from nightscout_lakehouse.lib.settings import Settings, load_settings
@@ -42,6 +41,7 @@ sites_app = typer.Typer(help="The Nightscout servers that are read.", no_args_is
 app.add_typer(sites_app, name="sites")
 quarantine_app = typer.Typer(help="Documents that were refused: list, show, judge anew.", no_args_is_help=True)
 app.add_typer(quarantine_app, name="quarantine")
+app.add_typer(dashboard_app, name="dashboard")
 
 SiteOption = Annotated[str | None, typer.Option("--site", help="Only of this site.")]
 ReasonOption = Annotated[str | None, typer.Option("--reason", help="Only those refused for this reason.")]
@@ -50,17 +50,9 @@ CollectionOption = Annotated[
     typer.Option("--collection", help="Only of this collection."),
 ]
 
-# Tables that go to a file or a pipe are not squeezed into 80 columns.
-console = Console(highlight=False, width=None if sys.stdout.isatty() else 160)
-errors = Console(stderr=True, highlight=False)
-
-EXIT_FAILURE = 1
 MOST_ROWS = 1_000_000
 # Wider than any row: a file or a pipe has no edge to fold at.
 _UNFOLDED_WIDTH = 100_000
-
-P = ParamSpec("P")
-R = TypeVar("R")
 
 
 class Format(StrEnum):
@@ -69,30 +61,6 @@ class Format(StrEnum):
     TABLE = "table"
     CSV = "csv"
     JSON = "json"
-
-
-def _says_what_went_wrong(command: Callable[P, R]) -> Callable[P, R]:
-    """A user's mistake ends with one clear message and exit code 1, not with a traceback."""
-
-    @wraps(command)
-    def wrapped(*args: P.args, **kwargs: P.kwargs) -> R:
-        signal.signal(signal.SIGTERM, _terminate)
-        try:
-            return command(*args, **kwargs)
-        except LakehouseError as error:
-            errors.print("[bold red]Error:[/] ", end="")
-            errors.print(str(error), markup=False)
-            raise typer.Exit(EXIT_FAILURE) from None
-        except KeyboardInterrupt:
-            errors.print("Stopped.")
-            raise typer.Exit(130) from None
-
-    return wrapped
-
-
-def _terminate(signum: int, _frame: FrameType | None) -> None:
-    """Leave by an exception, so that what was started (Postgres, the demo server, Dagster) is stopped."""
-    raise SystemExit(128 + signum)
 
 
 @app.command()
@@ -460,21 +428,6 @@ def _secrets(settings: Settings) -> list[str]:
     return site_secrets(load_sites(settings))
 
 
-def _prepare() -> Settings:
-    """The settings, with all that other programs read from the environment set from them."""
-    from nightscout_lakehouse.instance import prepare_environment
-
-    settings = load_settings()
-    _log_to(console)
-    try:
-        prepare_environment(settings)
-    except OSError as error:
-        raise LakehouseError(
-            f"LAKEHOUSE_HOME {settings.home} cannot be written ({error.strerror}).", "Set it to a folder of yours."
-        ) from None
-    return settings
-
-
 def _run_pipeline(settings: Settings) -> None:
     """Run the pipeline in this process and print its summary; ends the command with 1 if anything failed."""
     from nightscout_lakehouse.instance import execute_job
@@ -501,17 +454,6 @@ def _run_pipeline(settings: Settings) -> None:
     if problems:
         errors.print(f"Run {outcome.run_id[:8]} with all its steps: make dev", style="dim")
         raise typer.Exit(EXIT_FAILURE)
-
-
-def _log_to(target: Console) -> None:
-    handler = RichHandler(console=target, show_path=False, show_level=False, omit_repeated_times=False, markup=False)
-    handler.setFormatter(logging.Formatter("%(message)s"))
-    package = logging.getLogger("nightscout_lakehouse")
-    package.setLevel(logging.INFO)
-    package.handlers = [handler]
-    package.propagate = False
-    # Its request log would show every URL.
-    logging.getLogger("httpx").setLevel(logging.WARNING)
 
 
 @contextmanager

@@ -1,21 +1,25 @@
 """Dagster's webserver and daemon as children that end with this process."""
 
-import os
-import signal
-import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import httpx
 
-from nightscout_lakehouse.lib.errors import ConfigurationError, LakehouseError
+from nightscout_lakehouse.child_processes import (
+    HOST,
+    POLL_SECONDS,
+    check_all_run,
+    check_port_is_free,
+    start_child,
+    stop_children,
+    wait_until,
+)
 from nightscout_lakehouse.lib.settings import REPOSITORY_ROOT, Settings
 
-HOST = "127.0.0.1"
 _MODULE = "nightscout_lakehouse.definitions"
 # The webserver and the daemon share one server of the definitions: they are loaded once, and a reload in the UI
 # reaches both.
@@ -25,9 +29,10 @@ load_from:
       socket: {socket}
       location_name: nightscout_lakehouse
 """
-_POLL_SECONDS = 0.5
+_CODE_SERVER = "Dagster's code server"
+_WEBSERVER = "Dagster's webserver"
 _START_SECONDS = 180
-_GRACE_SECONDS = 20
+_HINT = "See its messages above."
 
 
 def run_dagster(settings: Settings, when_ready: Callable[[str], None]) -> None:
@@ -42,7 +47,7 @@ def run_dagster(settings: Settings, when_ready: Callable[[str], None]) -> None:
         LakehouseError: One of the processes ended by itself, or does not come up.
     """
     port = settings.dagster_port
-    _check_is_free(port)
+    check_port_is_free(port, "Set DAGSTER_PORT to another one, or stop the other `lakehouse dev`.")
     url = f"http://{HOST}:{port}"
     children: dict[str, subprocess.Popen[bytes]] = {}
     # In the system's own folder for such things, since the path of a socket may not be long.
@@ -50,54 +55,30 @@ def run_dagster(settings: Settings, when_ready: Callable[[str], None]) -> None:
         socket_path, workspace = Path(folder, "code.sock"), Path(folder, "workspace.yaml")
         workspace.write_text(_WORKSPACE.format(socket=socket_path), encoding="utf-8")
         try:
-            children["code server"] = _start(
+            children[_CODE_SERVER] = _start(
                 *("dagster", "code-server", "start", "--log-level=warning"),
                 *(f"--socket={socket_path}", f"--module-name={_MODULE}"),
             )
-            _wait_until(socket_path.exists, "code server", children)
-            children["webserver"] = _start(
+            wait_until(socket_path.exists, children, _CODE_SERVER, _START_SECONDS, _HINT)
+            children[_WEBSERVER] = _start(
                 *("dagster-webserver", "--dagster-log-level=warning"),
                 *(f"--host={HOST}", f"--port={port}", f"--workspace={workspace}"),
             )
-            children["daemon"] = _start("dagster-daemon", "run", "--log-level=warning", f"--workspace={workspace}")
-            _wait_until(lambda: _answers(url), "webserver", children)
+            children["Dagster's daemon"] = _start(
+                "dagster-daemon", "run", "--log-level=warning", f"--workspace={workspace}"
+            )
+            wait_until(lambda: _answers(url), children, _WEBSERVER, _START_SECONDS, _HINT)
             when_ready(url)
             while True:
-                _check_all_run(children)
-                time.sleep(_POLL_SECONDS)
+                check_all_run(children, _HINT)
+                time.sleep(POLL_SECONDS)
         finally:
             # Last started, first stopped: nobody misses the definitions.
-            _stop(list(children.values())[::-1])
-
-
-def _check_is_free(port: int) -> None:
-    with socket.socket() as probe:
-        # As the webserver does: a port whose last connections are still fading away is free.
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((HOST, port))
-        except OSError:
-            raise ConfigurationError(
-                f"Port {port} on {HOST} is in use by another program.",
-                "Set DAGSTER_PORT to another one, or stop the other `lakehouse dev`.",
-            ) from None
+            stop_children(list(children.values())[::-1])
 
 
 def _start(program: str, *arguments: str) -> subprocess.Popen[bytes]:
-    command = [str(Path(sys.executable).with_name(program)), *arguments]
-    # A session of its own: Ctrl-C reaches this process only, which then stops each with all its children.
-    return subprocess.Popen(  # noqa: S603
-        command, cwd=REPOSITORY_ROOT, start_new_session=True, preexec_fn=_default_signals
-    )
-
-
-def _wait_until(is_ready: Callable[[], bool], name: str, children: dict[str, subprocess.Popen[bytes]]) -> None:
-    deadline = time.monotonic() + _START_SECONDS
-    while not is_ready():
-        _check_all_run(children)
-        if time.monotonic() > deadline:
-            raise LakehouseError(f"Dagster's {name} does not come up.", "See its messages above.")
-        time.sleep(_POLL_SECONDS)
+    return start_child([str(Path(sys.executable).with_name(program)), *arguments], REPOSITORY_ROOT)
 
 
 def _answers(url: str) -> bool:
@@ -105,41 +86,3 @@ def _answers(url: str) -> bool:
         return httpx.get(f"{url}/server_info", timeout=_START_SECONDS, trust_env=False).is_success
     except httpx.HTTPError:
         return False
-
-
-def _check_all_run(children: dict[str, subprocess.Popen[bytes]]) -> None:
-    for name, child in children.items():
-        if child.poll() is not None:
-            raise LakehouseError(
-                f"Dagster's {name} ended by itself (exit code {child.returncode}).", "See its messages above."
-            )
-
-
-def _stop(children: Sequence[subprocess.Popen[bytes]]) -> None:
-    """End the children with all that they started: first by asking, in the end by force."""
-    # An impatient second Ctrl-C would leave them behind.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    for sign in (signal.SIGINT, signal.SIGTERM, signal.SIGKILL):
-        deadline = time.monotonic() + _GRACE_SECONDS
-        for child in children:
-            _signal_group(child.pid, sign)
-        while time.monotonic() < deadline:
-            # Without polling, an ended child stays in its group for ever.
-            if not [child for child in children if child.poll() is None or _signal_group(child.pid, 0)]:
-                return
-            time.sleep(_POLL_SECONDS / 5)
-
-
-def _signal_group(group: int, sign: int) -> bool:
-    """Send a signal to a process group (0 only asks); returns whether there is anybody left in it."""
-    try:
-        os.killpg(group, sign)
-    except ProcessLookupError:
-        return False
-    return True
-
-
-def _default_signals() -> None:
-    # A shell that starts jobs in the background hands down ignored signals; then nothing could stop the child.
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)

@@ -117,12 +117,13 @@ class PostgresConnection:
             opened.close()
 
 
-def parse_database_url(url: str) -> PostgresConnection:
+def parse_database_url(url: str, *, variable: str = "DATABASE_URL") -> PostgresConnection:
     """Read a `DATABASE_URL`.
 
     Args:
         url: `postgresql://`, `postgres://` or `postgresql+psycopg2://`; `sslmode` and `sslrootcert` may follow
             as query parameters.
+        variable: Name of the setting, for messages.
 
     Raises:
         ConfigurationError: The URL is malformed; the message never quotes a part that could hold the password.
@@ -132,22 +133,22 @@ def parse_database_url(url: str) -> PostgresConnection:
         host, port = parts.hostname, parts.port
         query = parse_qsl(parts.query, strict_parsing=bool(parts.query))
     except ValueError:
-        raise ConfigurationError("DATABASE_URL is malformed.", _URL_FORM) from None
+        raise ConfigurationError(f"{variable} is malformed.", _URL_FORM) from None
     database = unquote(parts.path.removeprefix("/"))
     if parts.scheme not in _SCHEMES:
-        raise ConfigurationError("DATABASE_URL does not start with postgresql://.", _URL_FORM)
+        raise ConfigurationError(f"{variable} does not start with postgresql://.", _URL_FORM)
     # A password with a bare # / ? or @ moves the borders between the parts, hence the last three tests.
     if not host or not parts.username or not database or "/" in database or "@" in database or parts.fragment:
-        raise ConfigurationError("DATABASE_URL lacks a user, host or database, or is not well formed.", _URL_FORM)
+        raise ConfigurationError(f"{variable} lacks a user, host or database, or is not well formed.", _URL_FORM)
     options = dict(query)
     unknown = sorted(options.keys() - {"sslmode", "sslrootcert"})
     if unknown:
         raise ConfigurationError(
-            "DATABASE_URL has a parameter that is not supported.", "Only sslmode and sslrootcert may follow the `?`."
+            f"{variable} has a parameter that is not supported.", "Only sslmode and sslrootcert may follow the `?`."
         )
     sslmode = options.get("sslmode", "prefer")
     if sslmode not in _SSL_MODES:
-        raise ConfigurationError("DATABASE_URL has an unknown sslmode.", f"It is one of {', '.join(_SSL_MODES)}.")
+        raise ConfigurationError(f"{variable} has an unknown sslmode.", f"It is one of {', '.join(_SSL_MODES)}.")
     return PostgresConnection(
         host=unquote(host),
         port=port or 5432,

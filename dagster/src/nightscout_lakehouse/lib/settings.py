@@ -71,6 +71,13 @@ class Settings(BaseSettings):
         None, validation_alias="LAKEHOUSE_DROP_DATE_ORDER"
     )
 
+    superset_port: int = Field(8088, ge=1, le=65535, validation_alias="SUPERSET_PORT")
+    superset_admin_password: SecretStr = Field(SecretStr(""), validation_alias="SUPERSET_ADMIN_PASSWORD")
+    superset_secret_key: SecretStr = Field(SecretStr(""), validation_alias="SUPERSET_SECRET_KEY")
+    superset_https: bool = Field(False, validation_alias="SUPERSET_HTTPS")
+    superset_database_url: SecretStr = Field(SecretStr(""), validation_alias="SUPERSET_DATABASE_URL")
+    bi_reader_password: SecretStr = Field(SecretStr(""), validation_alias="BI_READER_PASSWORD")
+
     dagster_port: int = Field(3000, ge=1, le=65535, validation_alias="DAGSTER_PORT")
     lock_timeout_seconds: float = Field(900.0, ge=0, validation_alias="LAKEHOUSE_LOCK_TIMEOUT_SECONDS")
 
@@ -127,6 +134,11 @@ class Settings(BaseSettings):
     def quality_dir(self) -> Path:
         """Results and reports of the validations."""
         return self.home / "quality"
+
+    @property
+    def superset_dir(self) -> Path:
+        """Superset's secret key and logs."""
+        return self.home / "superset"
 
     @property
     def duckdb_extension_dir(self) -> Path:
