@@ -17,6 +17,7 @@ import pytest
 
 from nightscout_lakehouse.demo import DemoServer, DemoStore, Person
 from nightscout_lakehouse.demo.therapy import Therapy
+from nightscout_lakehouse.lib.run_journal import RunJournal
 
 pytestmark = [pytest.mark.e2e, pytest.mark.postgres]
 
@@ -76,6 +77,8 @@ def test_a_lake_whose_runs_were_killed_equals_one_whose_run_was_not(folder: Path
         kill_when(start(killed, server.url), (killed / "postgres" / "port").is_file)
         for home in (killed, whole):
             assert start(home, server.url).wait() == 0
+    runs = RunJournal(killed / "runs.sqlite").runs()
+    assert [run.status for run in runs] == ["success", "killed", "killed", "killed"]
     found, expected = contents(killed), contents(whole)
     assert len(expected["curated.fact_glucose_readings"]) > DAYS * 200
     for table in TABLES:

@@ -10,6 +10,7 @@ import pytest
 
 from nightscout_lakehouse.demo import DemoOptions, DemoServer, DemoStore, Person
 from nightscout_lakehouse.instance import JobOutcome, execute_job, prepare_environment
+from nightscout_lakehouse.lib.run_journal import RunJournal
 from nightscout_lakehouse.lib.serving import read_query, reader_connection, serving_database
 from nightscout_lakehouse.lib.settings import load_settings
 from nightscout_lakehouse.lib.warehouse import connect
@@ -114,6 +115,24 @@ def test_from_a_url_to_marts_and_again(server: DemoServer, tmp_path: Path, monke
         assert overview[1] == readings
         (current,) = read_query(reader, "select site, age_minutes from mart_glucose_current").rows
         assert current[0] == "default"
+        # The marts show the run that built them, though it ended after them.
+        (run,) = read_query(
+            reader, "select run_id, launched_by, status, documents_fetched, rows_stored from mart_pipeline_runs"
+        ).rows
+        everything = [f"nightscout_{name}" for name in ("entries", "treatments", "device_status", "profiles")]
+        assert run == (
+            *(first.run_id, "command", "success"),
+            sum(first.metadata[f"raw_{name}"]["documents_fetched"] for name in everything),
+            sum(first.metadata[f"processed_{name}"]["stored"] for name in everything),
+        )
+        (health,) = read_query(
+            reader,
+            "select site, last_run_status, is_stale, runs_24h, failed_runs_24h, rows_quarantined_24h, is_running,"
+            " abs(extract(epoch from newest_document_timestamp - last_reading_timestamp)) < 600"
+            " from mart_pipeline_health",
+        ).rows
+        quarantined = sum(first.metadata[f"processed_{name}"]["quarantined"] for name in everything)
+        assert health == ("default", "success", False, 1, 0, quarantined, False, True)
 
     second = execute_job("nightscout_pipeline")
     assert second.success
@@ -181,6 +200,11 @@ def test_a_run_that_fails_tells_someone(
     assert "the connection was refused" in error
     # Nothing downstream ran on what was not read.
     assert outcome.metadata == {}
+    (run,) = RunJournal(settings.journal_path).runs()
+    assert (run.run_id, run.status, run.failed_step) == (outcome.run_id, "failed", "raw_nightscout_entries")
+    assert (run.failure_reason or "").startswith("No site could be read. Site default: ")
+    (site,) = RunJournal(settings.journal_path).sites(run.run_id)
+    assert site.is_read is False
 
     from nightscout_lakehouse.defs.alerts.failure import pipeline_failure_alert
 

@@ -25,7 +25,7 @@ from nightscout_lakehouse.defs.schedules.nightscout import (
     nightscout_every_30_min,
     nightscout_pipeline,
 )
-from nightscout_lakehouse.defs.serving.publish_assets import published_curated_tables
+from nightscout_lakehouse.defs.serving.publish_assets import RUN_RECORDS, published_curated_tables
 from nightscout_lakehouse.defs.transform.dbt_assets import nightscout_curated, nightscout_enriched, nightscout_marts
 
 defs = dg.Definitions(
@@ -39,6 +39,7 @@ defs = dg.Definitions(
         validate_glucose_enriched,
         nightscout_curated,
         published_curated_tables,
+        *RUN_RECORDS,
         nightscout_marts,
     ],
     asset_checks=[

@@ -3,21 +3,30 @@
 Holding it is holding the lock of the lake: two runs never write at once, whoever started them.
 """
 
+import uuid
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from logging import getLogger
 
 import dagster as dg
 from pydantic import PrivateAttr
 
+from nightscout_lakehouse.defs.run_recording import launched_by, run_end
 from nightscout_lakehouse.demo import DemoServer
 from nightscout_lakehouse.lib.dbt_project import DbtProject
+from nightscout_lakehouse.lib.errors import LakehouseError
 from nightscout_lakehouse.lib.lake import Lake
 from nightscout_lakehouse.lib.locking import lake_lock
 from nightscout_lakehouse.lib.postgres_connection import PostgresConnection
-from nightscout_lakehouse.lib.serving import serving_database
+from nightscout_lakehouse.lib.redaction import redactor
+from nightscout_lakehouse.lib.run_journal import RunEnd
+from nightscout_lakehouse.lib.run_recorder import RunRecorder
+from nightscout_lakehouse.lib.serving import is_serving_database_known, serving_database
 from nightscout_lakehouse.lib.settings import Settings, load_settings
 from nightscout_lakehouse.lib.sites import Site, load_sites
 from nightscout_lakehouse.lib.sources.file_drop import sites_of_files
+
+logger = getLogger("nightscout_lakehouse.run")
 
 DEMO_SITE = "demo"
 
@@ -31,21 +40,53 @@ class LakehouseResource(dg.ConfigurableResource):  # type: ignore[type-arg]
     _sites: list[Site] | None = PrivateAttr(default=None)
     _sites_of_files: list[Site] | None = PrivateAttr(default=None)
     _unreadable_sites: set[str] = PrivateAttr(default_factory=set)
+    _recorder: RunRecorder = PrivateAttr()
+    _is_postgres_down: bool = PrivateAttr(default=False)
 
     @contextmanager
     def yield_for_execution(self, context: dg.InitResourceContext) -> Iterator["LakehouseResource"]:
-        """Take the lake's lock for the run, and close all that the run opened."""
+        """Take the lake's lock for the run, keep the run on record, and close all that it opened."""
         self._settings = load_settings()
         self._settings.home.mkdir(parents=True, exist_ok=True)
+        run = context.run
+        run_id = run.run_id if run else uuid.uuid4().hex
+        job, by = (run.job_name, launched_by(run)) if run else ("", "")
+        self._recorder = RunRecorder(self._settings, run_id, job, by, redactor(self._settings))
         with ExitStack() as stack:
             self._stack = stack
-            stack.enter_context(lake_lock(self._settings, f"run {context.run.run_id if context.run else ''}"))
-            yield self
+            with self._recorder.refusal_recorded():
+                stack.enter_context(lake_lock(self._settings, f"run {run_id}"))
+            if run is None or context.instance is None:
+                yield self
+                return
+            self._recorder.begin()
+            try:
+                yield self
+            finally:
+                # Before the stack stops Postgres and lets go of the lock.
+                self._record_end(run_end(context.instance, run_id, self._recorder.redactor))
+
+    def _record_end(self, end: RunEnd) -> None:
+        self._recorder.end(end)
+        try:
+            # A run that failed before it came to Postgres is on record there all the same, if dashboards read it.
+            is_failure = end.status != "success" and not self._is_postgres_down
+            if self._postgres is None and is_failure and is_serving_database_known(self._settings):
+                self._postgres = self._stack.enter_context(serving_database(self._settings))
+        except LakehouseError as error:
+            logger.warning("Postgres learns of this run from the next one: %s", error)
+        if self._postgres is not None:
+            self._recorder.deliver(self._postgres)
 
     @property
     def settings(self) -> Settings:
         """The settings of this run."""
         return self._settings
+
+    @property
+    def recorder(self) -> RunRecorder:
+        """Where the steps tell what they read and processed."""
+        return self._recorder
 
     @property
     def lake(self) -> Lake:
@@ -57,6 +98,7 @@ class LakehouseResource(dg.ConfigurableResource):  # type: ignore[type-arg]
         """The sites with a server; the bundled demo server where there is no site at all, started for this run."""
         if self._sites is None:
             self._sites = load_sites(self._settings)
+            self._recorder.redactor = redactor(self._settings, self._sites)
             if not self._sites and not self.sites_of_files:
                 server = self._stack.enter_context(DemoServer())
                 self._sites = [Site(name=DEMO_SITE, url=server.url)]
@@ -83,7 +125,14 @@ class LakehouseResource(dg.ConfigurableResource):  # type: ignore[type-arg]
     def postgres(self) -> PostgresConnection:
         """The serving database, started and prepared on first use."""
         if self._postgres is None:
-            self._postgres = self._stack.enter_context(serving_database(self._settings))
+            try:
+                self._postgres = self._stack.enter_context(serving_database(self._settings))
+            except LakehouseError:
+                self._is_postgres_down = True
+                raise
+            # A new one has just got its passwords.
+            self._recorder.redactor = redactor(self._settings, self._sites or ())
+            self._recorder.deliver(self._postgres)
         return self._postgres
 
     def dbt(self, *, with_postgres: bool = False) -> DbtProject:

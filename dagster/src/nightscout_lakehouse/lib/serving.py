@@ -33,7 +33,7 @@ READER: Final = "bi_reader"
 READER_STATEMENT_TIMEOUT: Final = "60s"
 
 # Raised whenever _SCHEMAS or _READER changes, so that an existing database gets the change.
-_LAYOUT: Final = "nightscout-lakehouse layout 1"
+_LAYOUT: Final = "nightscout-lakehouse layout 2"
 
 _SCHEMAS: Final = """
 create schema if not exists curated;
@@ -47,6 +47,42 @@ create table if not exists ops.publish_state (
     published_at timestamptz not null
 );
 create table if not exists ops.published_tables (table_name text primary key, row_count bigint not null);
+create table if not exists ops.pipeline_runs (
+    run_id text primary key,
+    job text not null,
+    launched_by text not null,
+    status text not null,
+    started_at timestamptz not null,
+    stale_minutes double precision not null,
+    ended_at timestamptz,
+    duration_seconds double precision,
+    failed_step text,
+    failure_reason text,
+    slowest_step text,
+    slowest_step_seconds double precision
+);
+create index if not exists pipeline_runs_started_at on ops.pipeline_runs (started_at);
+create table if not exists ops.pipeline_run_sites (
+    run_id text not null references ops.pipeline_runs on delete cascade,
+    site text not null,
+    started_at timestamptz not null,
+    is_read boolean,
+    error text,
+    unread_collections text,
+    documents_fetched bigint not null,
+    documents_landed bigint not null,
+    documents_unchanged bigint not null,
+    deletions bigint not null,
+    rows_stored bigint not null,
+    rows_duplicate bigint not null,
+    rows_quarantined bigint not null,
+    newest_document_at timestamptz,
+    read_seconds double precision not null,
+    primary key (run_id, site)
+);
+create index if not exists pipeline_run_sites_started_at on ops.pipeline_run_sites (started_at);
+create index if not exists pipeline_run_sites_site on ops.pipeline_run_sites (site, started_at);
+create index if not exists pipeline_run_sites_unread on ops.pipeline_run_sites (site, started_at) where not is_read;
 """
 
 # Defaults for the role: it could change them in a session, but its privileges hold all the same.
@@ -117,6 +153,11 @@ def serving_address(settings: Settings) -> str:
     return kept_address(settings.postgres_dir) or f"in {settings.postgres_dir}"
 
 
+def is_serving_database_known(settings: Settings) -> bool:
+    """Whether there is a serving database: an external one, or an embedded one that has run before."""
+    return bool(settings.database_url.get_secret_value()) or kept_address(settings.postgres_dir) is not None
+
+
 def reader_connection(settings: Settings, connection: PostgresConnection) -> PostgresConnection | None:
     """How a dashboard reaches the embedded database as `bi_reader`; None for an external one.
 
@@ -170,6 +211,7 @@ def _is_prepared(opened: PsycopgConnection, reader_password_file: Path | None) -
                 obj_description(to_regnamespace('ops'), 'pg_namespace') = %s
                 and to_regclass('ops.publish_state') is not null
                 and to_regclass('ops.published_tables') is not null
+                and to_regclass('ops.pipeline_run_sites') is not null
                 and to_regnamespace('curated') is not null
                 and has_schema_privilege(to_regrole(%s)::oid, to_regnamespace('marts')::oid, 'usage'),
                 false

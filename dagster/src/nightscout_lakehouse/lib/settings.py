@@ -141,6 +141,11 @@ class Settings(BaseSettings):
         return self.home / "superset"
 
     @property
+    def journal_path(self) -> Path:
+        """What every run did, until Postgres knows it and for some weeks after."""
+        return self.home / "runs.sqlite"
+
+    @property
     def duckdb_extension_dir(self) -> Path:
         """Links to the DuckDB extensions that came as wheels."""
         return self.home / "duckdb_extensions"

@@ -29,6 +29,7 @@ def raw_file_drop(
 ) -> Iterator[dg.MaterializeResult[None] | dg.AssetCheckResult]:
     """Import new and changed files of the drop folder (Clarity, LibreView, CSV) as batch files of their sites."""
     outcomes = import_drop(lakehouse.all_sites, lakehouse.settings, lakehouse.lake)
+    lakehouse.recorder.files_were_imported(outcomes)
     if not any(outcome.outcome == "imported" for outcome in outcomes):
         context.log.info("No new file was dropped.")
     reports = [outcome.report for outcome in outcomes if outcome.report is not None]

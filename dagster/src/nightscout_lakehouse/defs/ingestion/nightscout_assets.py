@@ -52,6 +52,7 @@ def raw_nightscout_entries(
 ) -> Iterator[dg.MaterializeResult[None] | dg.AssetCheckResult]:
     """Read what is new, changed or gone on every site; each document lands unchanged in an immutable batch file."""
     reports = ingest_sites(lakehouse.sites, lakehouse.settings, lakehouse.lake)
+    lakehouse.recorder.was_read(reports)
     lakehouse.unreadable_sites.update(report.site for report in reports if report.error)
     _fail_if_none_was_read(lakehouse, reports)
     yield _ingestion_result(context, lakehouse, "raw_nightscout_entries", reports, ENTRIES)
@@ -76,6 +77,7 @@ def reread_nightscout_entries(
         since=window.start,
         until=min(window.end, datetime.now(UTC)),
     )
+    lakehouse.recorder.was_read(reports)
     _fail_if_none_was_read(lakehouse, reports)
     yield _ingestion_result(context, lakehouse, "reread_nightscout_entries", reports, ENTRIES)
 
@@ -131,6 +133,7 @@ def raw_collection_asset(collection: Collection, description: str) -> dg.AssetsD
         is_read = collection is not DEVICE_STATUS or lakehouse.settings.read_device_status
         sites = [s for s in lakehouse.sites if is_read and s.name not in lakehouse.unreadable_sites]
         reports = ingest_sites(sites, lakehouse.settings, lakehouse.lake, collection=collection) if sites else []
+        lakehouse.recorder.was_read(reports)
         if not is_read:
             context.log.info("Not read, since NIGHTSCOUT_READ_DEVICE_STATUS is false.")
         yield _ingestion_result(context, lakehouse, name, reports, collection)
@@ -189,6 +192,7 @@ def _processing_results(
     lakehouse: LakehouseResource, collection: Collection
 ) -> Iterator[dg.MaterializeResult[None] | dg.AssetCheckResult]:
     reports = process_sites(lakehouse.all_sites, lakehouse.settings, lakehouse.lake, collection)
+    lakehouse.recorder.was_processed(reports)
     overview = collection_overview(lakehouse.settings, collection)
     asset = f"processed_{collection.name}"
     yield dg.MaterializeResult(

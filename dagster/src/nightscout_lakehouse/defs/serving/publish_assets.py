@@ -11,6 +11,21 @@ from nightscout_lakehouse.lib.publishing import PUBLISHED_TABLES, TableReport, p
 from nightscout_lakehouse.lib.table_profile import profile_postgres, profile_warehouse
 from nightscout_lakehouse.lib.warehouse import open_warehouse
 
+# No step makes them: each run tells Postgres of itself when it begins and when it has ended, however it ended.
+RUN_RECORDS = tuple(
+    dg.AssetSpec(
+        name,
+        group_name="nightscout",
+        kinds={"postgres"},
+        owners=["team:data-platform"],
+        description=f"`ops.{name}`: {what}",
+    )
+    for name, what in (
+        ("pipeline_runs", "one row per run of the last 35 days, failed and killed ones included."),
+        ("pipeline_run_sites", "what each of these runs did for each site."),
+    )
+)
+
 TABLE_NAMES = tuple(table.name for table in PUBLISHED_TABLES)
 
 

@@ -37,6 +37,8 @@ class NightscoutDbtTranslator(DagsterDbtTranslator):
         props = self.get_resource_props(manifest, unique_id)
         if props["resource_type"] == "source" and props["source_name"] == "published":
             return spec.replace_attributes(key=published_key(props["name"]))
+        if props["resource_type"] == "source" and props["source_name"] == "operations":
+            return spec.replace_attributes(key=dg.AssetKey(props["name"]))
         if props["resource_type"] != "model":
             return spec
         engine = "postgres" if "mart" in props["tags"] else "duckdb"
