@@ -48,7 +48,7 @@ sites-check: $(SYNCED) ## Reach every Nightscout server
 	@$(BIN)/lakehouse sites check
 
 test: $(SYNCED) $(SUPERSET_SYNCED) ## Run all tests
-	@$(BIN)/pytest -n 2
+	@$(BIN)/pytest -n 2 --dist loadgroup
 
 lint: $(SYNCED) ## Check style, types and SQL
 	@$(BIN)/ruff check .

@@ -1,15 +1,15 @@
 """The files of a dashboard: one form for what Superset exports, without what differs between two machines.
 
-Superset's own export names files by ids, holds ids of rows of its database, defaults, and what its pages compute anew
-whenever they load. Here a bundle is a mapping of file names to YAML texts:
+Superset's own export names files by ids, holds ids of rows of its database, defaults, and what its pages compute
+anew whenever they load. Here a bundle is a mapping of file names to YAML texts:
 
 * `metadata.yaml`, `databases/`, `datasets/`, `charts/`, `dashboards/`, one asset per file;
 * an asset is known by its `uuid`, and keeps the name that its file has;
 * a chart's number (`chartId`), by which other parts of a dashboard refer to it, follows from its uuid;
 * what equals Superset's default is left out, and put in again by `completed`, so that an import resets it.
 
-Pure functions, apart from reading and writing the files. `python asset_bundle.py FOLDER` brings files that were written by
-hand into this form.
+Pure functions, apart from reading and writing the files. `python asset_bundle.py FOLDER` brings files that were written
+by hand into this form.
 """
 
 import hashlib

@@ -1,8 +1,8 @@
 """Bring Superset up: its database, roles, the user admin, and the dashboards of this folder.
 
 Runs in Superset's own environment (`superset/pyproject.toml`), all steps in one process, since starting Superset costs
-more than most of them. What is done is kept in its database, so that a second run takes no time and changes nothing; what
-somebody changed in the browser stays until the files change.
+more than most of them. What is done is kept in its database, so that a second run takes no time and changes nothing;
+what somebody changed in the browser stays until the files change.
 
     python superset/bring_up.py                  whatever is missing or out of date
     python superset/bring_up.py import           the dashboards as in the files, whatever was changed in the browser
@@ -160,11 +160,13 @@ def bring_up(state: State, *, force_import: bool = False) -> None:
     """
     bundle = asset_bundle.read_bundle(BUNDLE)
     software = software_fingerprint()
-    assets = sha256(f"{software}{asset_bundle.fingerprint(bundle)}".encode()).hexdigest()
+    assets = asset_bundle.fingerprint(bundle)
+    viewer = sha256(f"{software}{assets}".encode()).hexdigest()
     steps: list[tuple[str, str, Callable[[], Any]]] = [
         ("database", software, prepare_database),
         ("admin", admin_fingerprint(), prepare_admin),
         ("assets", assets, lambda: import_assets(bundle, state.content("assets"))),
+        ("viewer role", viewer, lambda: prepare_viewer_role(bundle)),
     ]
     missing = [
         (step, fingerprint, do)
@@ -208,8 +210,12 @@ def prepare_admin() -> None:
 
 def set_admin_password(password: str) -> None:
     """Give admin this password, making the user first where it is missing; prints a generated one."""
+    from flask import current_app
     from superset.extensions import db, security_manager
 
+    shortest = current_app.config["SHORTEST_PASSWORD"]
+    if len(password) < shortest:
+        raise BringUpError(f"SUPERSET_ADMIN_PASSWORD needs at least {shortest} characters.")
     user = security_manager.find_user(ADMIN)
     if user is None:
         role = security_manager.find_role("Admin")
@@ -247,14 +253,14 @@ def import_assets(bundle: Mapping[str, str], imported_last: Mapping[str, str] | 
         raise BringUpError(f"The dashboards cannot be imported: {reasons(error)}") from error
     if imported_last is not None:
         delete_assets(imported_last, bundle)
-    prepare_viewer_role(bundle)
     return exported(bundle)
 
 
 def keep_what_was_changed(imported_last: Mapping[str, str]) -> None:
     """Keep a copy of what somebody changed in the browser before an import replaces it."""
     now = exported(imported_last)
-    if now == dict(imported_last):
+    # The form may have changed since.
+    if now == asset_bundle.canonical(imported_last, asset_bundle.names_by_uuid(imported_last)):
         return
     folder = Path(os.environ["SUPERSET_HOME"]) / "replaced" / f"{datetime.now(UTC):%Y%m%dT%H%M%S}"
     asset_bundle.write_bundle(folder, now)

@@ -7,8 +7,11 @@ import hmac
 import os
 from typing import Any
 
-from flask import Flask
+from flask import Flask, redirect, request
+from flask_appbuilder.exceptions import PasswordComplexityValidationError
 from sqlalchemy.engine.url import URL, make_url
+from superset.security import SupersetSecurityManager
+from werkzeug import Response
 
 # --- Secrets and databases ------------------------------------------------------------------------
 
@@ -63,6 +66,16 @@ ALLOWED_EXTENSIONS: set[str] = set()
 PUBLIC_ROLE_LIKE = None
 AUTH_USER_REGISTRATION = False
 FAB_API_SWAGGER_UI = False
+SHORTEST_PASSWORD = 12
+
+
+def _check_password(password: str) -> None:
+    if len(password) < SHORTEST_PASSWORD:
+        raise PasswordComplexityValidationError(f"A password needs at least {SHORTEST_PASSWORD} characters.")
+
+
+FAB_PASSWORD_COMPLEXITY_ENABLED = True
+FAB_PASSWORD_COMPLEXITY_VALIDATOR = _check_password
 ENABLE_CORS = False
 WTF_CSRF_ENABLED = True
 
@@ -91,7 +104,30 @@ def _limit_logins(app: Flask) -> None:
         appbuilder.sm.limiter.limit(_LOGIN_LIMIT, methods=["POST"])(app.blueprints[name])
 
 
-FLASK_APP_MUTATOR = _limit_logins
+class SecurityManager(SupersetSecurityManager):  # type: ignore[misc]
+    """Superset's own, without the page on which visitors ask for an account."""
+
+    register_superset_registeruser_view = False
+
+
+CUSTOM_SECURITY_MANAGER = SecurityManager
+
+# --- What people see first ------------------------------------------------------------------------
+
+HOME = "/superset/dashboard/glucose-monitoring/"
+
+
+def _open_the_dashboard() -> Response | None:
+    """Whoever opens the address or has just logged in is here for the dashboard."""
+    return redirect(HOME) if request.path in ("/", "/superset/welcome/") else None
+
+
+def _prepare_app(app: Flask) -> None:
+    _limit_logins(app)
+    app.before_request(_open_the_dashboard)
+
+
+FLASK_APP_MUTATOR = _prepare_app
 
 # --- What a page may do ---------------------------------------------------------------------------
 

@@ -7,6 +7,7 @@ import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from psycopg2 import sql
@@ -14,6 +15,10 @@ from psycopg2 import sql
 from nightscout_lakehouse.lib.embedded_postgres import SUPERUSER, embedded_postgres, password_file, read_password
 from nightscout_lakehouse.lib.postgres_connection import PostgresConnection
 from nightscout_lakehouse.lib.serving import READER, prepare_database
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser
+    from superset_server import SupersetServer
 
 
 @dataclass(frozen=True)
@@ -73,3 +78,31 @@ def serving(postgres_server: Server) -> Iterator[PostgresConnection]:
     prepare_database(connection, reader_password_file=password_file(postgres_server.directory, READER))
     yield connection
     postgres_server.run_as_superuser(sql.SQL("drop database {name} with (force)").format(**identifiers))
+
+
+@pytest.fixture(scope="session")
+def superset() -> "Iterator[SupersetServer]":
+    """Superset on the marts of two people, once for the whole session: a minute.
+
+    Whoever uses it is marked `xdist_group("superset")`, so that all of it happens in one process.
+    """
+    from superset_server import IS_INSTALLED, superset_server
+
+    if not IS_INSTALLED:
+        pytest.skip("Superset is not installed; `make dashboard-setup` installs it")
+    with superset_server() as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def browser() -> "Iterator[Browser]":
+    """Chromium, ended with the module: Playwright cannot run twice in a process at the same time."""
+    from playwright.sync_api import sync_playwright
+    from superset_server import CHROMIUM, CHROMIUM_ARGUMENTS
+
+    if CHROMIUM is None:
+        pytest.skip("there is no Chromium; `apt-get install chromium` brings it")
+    with sync_playwright() as playwright:
+        running = playwright.chromium.launch(executable_path=CHROMIUM, args=CHROMIUM_ARGUMENTS)
+        yield running
+        running.close()

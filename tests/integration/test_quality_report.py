@@ -2,7 +2,6 @@
 
 import json
 import os
-import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -10,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from playwright.sync_api import Browser, Page, Route, sync_playwright
+from playwright.sync_api import Browser, Page, Route
 from pydantic import SecretStr
 from test_faults import documents
 
@@ -25,15 +24,10 @@ from nightscout_lakehouse.lib.settings import load_settings
 from nightscout_lakehouse.lib.sites import Site
 from nightscout_lakehouse.lib.warehouse import open_warehouse
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-ARGUMENTS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"]
 RUN_ID = "0123456789abcdef"
 TOKEN = "reader-0123456789abcdef"
 
-pytestmark = [
-    pytest.mark.browser,
-    pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium; `apt-get install chromium` brings it"),
-]
+pytestmark = pytest.mark.browser
 
 
 @dataclass(frozen=True)
@@ -78,14 +72,6 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Report]:
             keep_result(settings, result, RUN_ID, site_secrets([site]))
             results.append(result)
         yield Report(write_report(settings, RUN_ID), results)
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with sync_playwright() as playwright:
-        running = playwright.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
-        yield running
-        running.close()
 
 
 @pytest.mark.parametrize(("name", "width", "height"), [("wide", 1440, 900), ("narrow", 390, 844)])

@@ -50,8 +50,9 @@ def run_bring_up(settings: Settings, environment: Mapping[str, str], *arguments:
         try:
             while child.poll() is None:
                 time.sleep(POLL_SECONDS / 5)
-        finally:
+        except BaseException:
             stop_children([child])
+            raise
     if child.returncode:
         with log_path.open("rb") as log:
             log.seek(before)

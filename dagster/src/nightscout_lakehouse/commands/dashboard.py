@@ -31,6 +31,17 @@ def serve() -> None:
     console.print("Stopped.")
 
 
+@dashboard_app.command()
+@says_what_went_wrong
+def setup() -> None:
+    """Set up what is missing and import the dashboards if they changed, as `serve` does, without serving."""
+    settings = prepare()
+    from nightscout_lakehouse.dashboard_server import run_bring_up
+
+    with _superset(settings) as environment:
+        run_bring_up(settings, environment)
+
+
 @dashboard_app.command("import")
 @says_what_went_wrong
 def import_assets() -> None:
@@ -75,7 +86,8 @@ def _superset(settings: Settings) -> Iterator[dict[str, str]]:
     from nightscout_lakehouse.lib.serving import serving_database
 
     superset_program("python")
-    if not settings.warehouse_path.is_file():
+    # No need to make an embedded Postgres to find nothing in it.
+    if not settings.database_url.get_secret_value() and not settings.postgres_dir.is_dir():
         raise LakehouseError("There are no marts to show yet.", "Run `make run` first.")
     with serving_database(settings) as owner:
         marts = marts_connection(settings, owner)

@@ -1,0 +1,226 @@
+"""Superset as `lakehouse dashboard serve` brings it up, on the marts of two made-up people, and ways to look at it."""
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import psutil
+from playwright.sync_api import Page
+
+from nightscout_lakehouse.demo import DemoServer, DemoStore, Person
+from nightscout_lakehouse.lib.dashboard.environment import SUPERSET_DIR
+from nightscout_lakehouse.lib.settings import Settings
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+CHROMIUM_ARGUMENTS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"]
+IS_INSTALLED = (SUPERSET_DIR / ".venv" / "bin" / "gunicorn").is_file()
+
+ADMIN_PASSWORD = "admin-of-the-tests-0123"
+PEOPLE = {"anna": 3, "ben": 4}
+DAYS = 35
+START_SECONDS = 240
+# Where the tracking pixel in Superset's pages would be loaded from, if the browser were let.
+PIXEL_HOST = "apachesuperset.gateway.scarf.sh"
+
+
+@dataclass(frozen=True)
+class SupersetServer:
+    """A running Superset.
+
+    Attributes:
+        url: Its address.
+        home: LAKEHOUSE_HOME.
+        environment: Of the commands on this lakehouse.
+        process: `lakehouse dashboard serve`.
+        output: File with what that has printed.
+    """
+
+    url: str
+    home: Path
+    environment: dict[str, str]
+    process: subprocess.Popen[bytes]
+    output: Path
+
+    def lakehouse(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        """Run a command on this lakehouse."""
+        return run_lakehouse(self.environment, *arguments)
+
+    def client(self, user: str = "admin", password: str = ADMIN_PASSWORD) -> httpx.Client:
+        """A logged-in client of Superset's API."""
+        client = httpx.Client(base_url=self.url, trust_env=False, timeout=60)
+        login = {"username": user, "password": password, "provider": "db"}
+        answer = client.post("/api/v1/security/login", json=login)
+        assert answer.status_code == 200, answer.text
+        client.headers["Authorization"] = f"Bearer {answer.json()['access_token']}"
+        client.headers["Referer"] = self.url
+        client.headers["X-CSRFToken"] = client.get("/api/v1/security/csrf_token/").json()["result"]
+        return client
+
+
+def run_lakehouse(environment: dict[str, str], *arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "nightscout_lakehouse.cli", *arguments]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=600)
+
+
+@contextmanager
+def superset_server() -> Iterator[SupersetServer]:
+    """A lakehouse whose pipeline has run once, with Superset on it."""
+    with ExitStack() as stack:
+        # Postgres may run as another user, who has to pass through.
+        parent = Path(tempfile.mkdtemp(prefix="lakehouse-test-"))
+        stack.callback(shutil.rmtree, parent)
+        parent.chmod(0o711)
+        sites = []
+        for name, seed in PEOPLE.items():
+            server = stack.enter_context(DemoServer(DemoStore.of(Person(seed=seed), days=DAYS)))
+            sites.append(f'[[sites]]\nname = "{name}"\nurl = "{server.url}"\n')
+        (parent / "sites.toml").write_text("\n".join(sites))
+        ours = {str(field.validation_alias) for field in Settings.model_fields.values()}
+        environment = {name: value for name, value in os.environ.items() if name not in ours | {"DAGSTER_HOME"}}
+        environment |= {
+            "LAKEHOUSE_HOME": str(parent / "a lakehouse"),
+            "LAKEHOUSE_SITES_FILE": str(parent / "sites.toml"),
+            "SUPERSET_ADMIN_PASSWORD": ADMIN_PASSWORD,
+            "SUPERSET_PORT": str(free_port()),
+        }
+        run = run_lakehouse(environment, "run")
+        assert run.returncode == 0, run.stdout + run.stderr
+        output = parent / "serve.txt"
+        with output.open("wb") as file:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "nightscout_lakehouse.cli", "dashboard", "serve"],
+                env=environment,
+                stdout=file,
+                stderr=subprocess.STDOUT,
+                # Where the tests run in the background of a shell, Ctrl-C would be ignored.
+                preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+            )
+        stack.callback(stop, process, output)
+        wait_for("Dashboards: ", process, output)
+        url = f"http://127.0.0.1:{environment['SUPERSET_PORT']}"
+        yield SupersetServer(url, parent / "a lakehouse", environment, process, output)
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def wait_for(text: str, process: subprocess.Popen[bytes], output: Path) -> None:
+    deadline = time.monotonic() + START_SECONDS
+    while text not in output.read_text():
+        assert process.poll() is None, output.read_text()
+        assert time.monotonic() < deadline, output.read_text()
+        time.sleep(0.1)
+
+
+def stop(process: subprocess.Popen[bytes], output: Path) -> None:
+    """Press Ctrl-C: all that was started ends with it."""
+    if process.poll() is not None:
+        return
+    started = psutil.Process(process.pid).children(recursive=True)
+    process.send_signal(signal.SIGINT)
+    try:
+        assert process.wait(timeout=60) == 0, output.read_text()
+        assert "Stopped." in output.read_text()
+        assert "Traceback" not in output.read_text()
+        assert started != []
+    finally:
+        process.kill()
+        left = psutil.wait_procs(started, timeout=2)[1]
+        for each in left:
+            each.kill()
+    assert left == []
+
+
+def log_in(page: Page, server: SupersetServer, user: str = "admin", password: str = ADMIN_PASSWORD) -> None:
+    """Log in as a person does."""
+    page.goto(f"{server.url}/login/")
+    page.locator("#username").fill(user)
+    page.locator("#password").fill(password)
+    page.locator("button[type=submit]").click()
+    page.wait_for_url(lambda url: "/login" not in url)
+
+
+def open_dashboard(page: Page, server: SupersetServer, slug: str, *, query: str = "") -> None:
+    """Open a dashboard and wait until every chart has drawn; fails on a chart with an error or without data.
+
+    Args:
+        page: Of a context that is logged in.
+        server: Where.
+        slug: Of the dashboard.
+        query: What follows the `?` of the address, such as filters.
+    """
+    page.goto(f"{server.url}/superset/dashboard/{slug}/{'?' if query else ''}{query}")
+    page.wait_for_selector('[data-test="chart-grid-component"]', timeout=60_000)
+    wait_until_drawn(page)
+    assert chart_problems(page) == []
+
+
+def wait_until_drawn(page: Page) -> None:
+    """Wait until no chart of the page is loading or moving any more."""
+    page.wait_for_function(
+        """() => {
+            const charts = [...document.querySelectorAll('[data-test="chart-grid-component"]')];
+            const drawn = each => each.querySelector('[data-test="slice-container"] *, [role="alert"]');
+            const loading = document.querySelector('[data-test="loading-indicator"], .loading');
+            return charts.length > 0 && charts.every(drawn) && !loading;
+        }""",
+        timeout=120_000,
+    )
+    # ECharts moves for a second when it draws first.
+    page.wait_for_timeout(1500)
+
+
+def chart_problems(page: Page) -> list[str]:
+    """The charts that show an error or no data, with what they say."""
+    found: list[str] = page.evaluate(
+        """() => [...document.querySelectorAll('[data-test="chart-grid-component"]')].flatMap(chart => {
+            const bad = chart.querySelector('[role="alert"], .ant-alert-error, .ant-empty');
+            const words = chart.innerText.match(/No results|No data|Data error|Unexpected error/);
+            if (!bad && !words) return [];
+            return [chart.dataset.testChartName + ': ' + chart.querySelector('.dashboard-chart').innerText.trim()];
+        })"""
+    )
+    return found
+
+
+def chart_names(page: Page) -> list[str]:
+    """The titles of the charts on the page, from top to bottom."""
+    found: list[str] = page.evaluate(
+        """() => [...document.querySelectorAll('[data-test="chart-grid-component"]')].map(
+            chart => chart.dataset.testChartName
+        )"""
+    )
+    return found
+
+
+def take_screenshot(page: Page, name: str) -> None:
+    """A picture of the whole page, into the folder LAKEHOUSE_TEST_SCREENSHOTS where that is set."""
+    if target := os.environ.get("LAKEHOUSE_TEST_SCREENSHOTS"):
+        Path(target).mkdir(parents=True, exist_ok=True)
+        page.screenshot(path=Path(target, f"{name}.png"), full_page=True)
+
+
+def watch_requests(page: Page) -> list[str]:
+    """Addresses that are not this machine's and that the page really reached; filled while it is used."""
+    reached: list[str] = []
+
+    def look(response: Any) -> None:
+        if not response.url.startswith(("http://127.0.0.1", "data:", "blob:")):
+            reached.append(response.url)
+
+    page.on("response", look)
+    return reached
