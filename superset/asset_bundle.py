@@ -107,6 +107,10 @@ _VOLATILE_METADATA: Final = ("shared_label_colors", "map_label_colors", "color_s
 _COMPUTED: Final = ("chartsInScope", "tabsInScope")
 
 
+class BundleError(ValueError):
+    """A file of a bundle is not what it should be; the message names it."""
+
+
 def read_bundle(folder: Path) -> dict[str, str]:
     """The YAML files of a folder and its subfolders, by their names from there."""
     return {
@@ -159,6 +163,27 @@ def completed(bundle: Mapping[str, str]) -> dict[str, str]:
     return texts
 
 
+def check(bundle: Mapping[str, str]) -> None:
+    """Raise a `BundleError` if two assets share a uuid, or one refers to another that is not there."""
+    files: dict[str, str] = {}
+    for name, asset in _assets(bundle):
+        uuid = str(asset["uuid"])
+        if uuid in files:
+            raise BundleError(f"{name} has the uuid of {files[uuid]}.")
+        files[uuid] = name
+    for name, asset in _assets(bundle):
+        wanted = {key: str(asset[key]) for key in ("database_uuid", "dataset_uuid") if key in asset}
+        for node in _chart_nodes(asset.get("position", {})):
+            wanted[f"chart {node['meta'].get('sliceName', '')}".strip()] = str(node["meta"].get("uuid"))
+        for each in asset.get("metadata", {}).get("native_filter_configuration", []):
+            for target in each.get("targets", []):
+                if "datasetUuid" in target:
+                    wanted[f"filter {each.get('name', '')}".strip()] = str(target["datasetUuid"])
+        for what, uuid in wanted.items():
+            if uuid not in files:
+                raise BundleError(f"{name}, {what}: no file has the uuid {uuid}.")
+
+
 def canonical(exported: Mapping[str, str], names: Mapping[str, str]) -> dict[str, str]:
     """Superset's export in the form of the repository.
 
@@ -191,9 +216,13 @@ def chart_number(uuid: str) -> int:
 def _assets(bundle: Mapping[str, str]) -> Iterator[tuple[str, Asset]]:
     for name, text in bundle.items():
         if _kind(name) in _DEFAULTS:
-            asset = yaml.safe_load(text)
+            try:
+                asset = yaml.safe_load(text)
+            except yaml.MarkedYAMLError as error:
+                line = f" in line {error.problem_mark.line + 1}" if error.problem_mark else ""
+                raise BundleError(f"{name} is not valid YAML{line}: {error.problem}.") from None
             if not isinstance(asset, dict) or "uuid" not in asset:
-                raise ValueError(f"{name} is not an asset with a uuid.")
+                raise BundleError(f"{name} is not an asset with a uuid.")
             yield name, asset
 
 

@@ -5,7 +5,7 @@ more than most of them. What is done is kept in its database, so that a second r
 what somebody changed in the browser stays until the files change.
 
     python superset/bring_up.py                  whatever is missing or out of date
-    python superset/bring_up.py import           the dashboards as in the files, whatever was changed in the browser
+    python superset/bring_up.py import [FOLDER]  the dashboards as in the files, whatever was changed in the browser
     python superset/bring_up.py export FOLDER    the dashboards as they are now, as files
     python superset/bring_up.py reset-password   a new password for admin
 
@@ -52,6 +52,7 @@ ADMIN: Final = "admin"
 VIEWER_ROLE: Final = "Glucose viewer"
 # Superset writes a line for every look at every chart.
 LOG_DAYS: Final = 90
+SHORTEST_SECRET_KEY: Final = 32
 REQUIRED: Final = (
     *("SUPERSET_CONFIG_PATH", "SUPERSET_SECRET_KEY", "SUPERSET_DATABASE_URL", "SUPERSET_MARTS_URL"),
     *("BI_READER_PASSWORD", "SUPERSET_HOME"),
@@ -130,13 +131,15 @@ def main(arguments: list[str]) -> None:
     """Do what the command line says."""
     parser = argparse.ArgumentParser(prog="bring_up.py")
     commands = parser.add_subparsers(dest="command")
-    commands.add_parser("import")
+    commands.add_parser("import").add_argument("folder", type=Path, nargs="?", default=BUNDLE)
     commands.add_parser("export").add_argument("folder", type=Path)
     commands.add_parser("reset-password")
     options = parser.parse_args(arguments)
     unset = [name for name in REQUIRED if not os.environ.get(name)]
     if unset:
         raise BringUpError(f"{', '.join(unset)} must be set.")
+    if len(os.environ["SUPERSET_SECRET_KEY"]) < SHORTEST_SECRET_KEY:
+        raise BringUpError(f"SUPERSET_SECRET_KEY is shorter than {SHORTEST_SECRET_KEY} characters.")
     with open_state() as state:
         if options.command == "export":
             if state.content("assets") is None:
@@ -148,17 +151,20 @@ def main(arguments: list[str]) -> None:
                 set_admin_password(os.environ.get("SUPERSET_ADMIN_PASSWORD") or secrets.token_urlsafe(18))
             state.done("admin", admin_fingerprint())
         else:
-            bring_up(state, force_import=options.command == "import")
+            is_import = options.command == "import"
+            bring_up(state, options.folder if is_import else BUNDLE, force_import=is_import)
 
 
-def bring_up(state: State, *, force_import: bool = False) -> None:
+def bring_up(state: State, folder: Path, *, force_import: bool = False) -> None:
     """Do the steps that are not done yet, in order.
 
     Args:
         state: What has been done.
+        folder: The files of the dashboards.
         force_import: Import the dashboards though their files did not change.
     """
-    bundle = asset_bundle.read_bundle(BUNDLE)
+    bundle = asset_bundle.read_bundle(folder)
+    asset_bundle.check(bundle)
     software = software_fingerprint()
     assets = asset_bundle.fingerprint(bundle)
     viewer = sha256(f"{software}{assets}".encode()).hexdigest()
@@ -231,12 +237,15 @@ def set_admin_password(password: str) -> None:
         )
 
 
-def import_assets(bundle: Mapping[str, str], imported_last: Mapping[str, str] | None) -> dict[str, str]:
-    """Import the bundle over what is there; returns it in the form in which it is exported.
+def import_assets(bundle: Mapping[str, str], last: Mapping[str, dict[str, str]] | None) -> dict[str, dict[str, str]]:
+    """Import the bundle over what is there.
 
     Args:
         bundle: The files.
-        imported_last: What the last import returned; what is in it and no longer in the files is deleted.
+        last: What this returned the last time; None if there was none.
+
+    Returns:
+        The files that were imported, and as what they are exported.
     """
     from superset.commands.exceptions import CommandException
     from superset.commands.importers.v1.assets import ImportAssetsCommand
@@ -244,23 +253,23 @@ def import_assets(bundle: Mapping[str, str], imported_last: Mapping[str, str] | 
     from superset.utils.core import override_user
 
     say("Importing the dashboards …")
-    if imported_last is not None:
-        keep_what_was_changed(imported_last)
+    if last is not None:
+        keep_what_was_changed(last["exported"])
     try:
         with override_user(security_manager.find_user(ADMIN)):
             ImportAssetsCommand(asset_bundle.completed(bundle)).run()
     except CommandException as error:
         raise BringUpError(f"The dashboards cannot be imported: {reasons(error)}") from error
-    if imported_last is not None:
-        delete_assets(imported_last, bundle)
-    return exported(bundle)
+    if last is not None:
+        delete_assets(last["imported"], bundle)
+    return {"imported": dict(bundle), "exported": exported(bundle)}
 
 
-def keep_what_was_changed(imported_last: Mapping[str, str]) -> None:
+def keep_what_was_changed(exported_last: Mapping[str, str]) -> None:
     """Keep a copy of what somebody changed in the browser before an import replaces it."""
-    now = exported(imported_last)
+    now = exported(exported_last)
     # The form may have changed since.
-    if now == asset_bundle.canonical(imported_last, asset_bundle.names_by_uuid(imported_last)):
+    if now == asset_bundle.canonical(exported_last, asset_bundle.names_by_uuid(exported_last)):
         return
     folder = Path(os.environ["SUPERSET_HOME"]) / "replaced" / f"{datetime.now(UTC):%Y%m%dT%H%M%S}"
     asset_bundle.write_bundle(folder, now)
@@ -276,9 +285,11 @@ def delete_assets(imported_last: Mapping[str, str], bundle: Mapping[str, str]) -
 
     for kind, model in (("dashboards", Dashboard), ("charts", Slice), ("datasets", SqlaTable)):
         gone = asset_bundle.uuids(imported_last, kind) - asset_bundle.uuids(bundle, kind)
-        for asset in db.session.query(model).filter(model.uuid.in_(gone)) if gone else ():
-            db.session.delete(asset)
-    db.session.commit()
+        for asset in db.session.query(model).filter(model.uuid.in_(gone)).all() if gone else ():
+            # Somebody may have made charts of their own on a dataset.
+            if not (kind == "datasets" and db.session.query(Slice).filter_by(datasource_id=asset.id).first()):
+                db.session.delete(asset)
+        db.session.commit()
 
 
 def prepare_viewer_role(bundle: Mapping[str, str]) -> None:
@@ -360,11 +371,16 @@ def admin_fingerprint() -> str:
     return hmac.new(os.environ["SUPERSET_SECRET_KEY"].encode(), given.encode(), "sha256").hexdigest()
 
 
-def reasons(error: Exception) -> str:
-    """All that an import found wrong, in one line."""
-    found = [f"{getattr(each, 'messages', each)}" for each in getattr(error, "_exceptions", [])]
-    cause = f"{error.__cause__}" if error.__cause__ else ""
-    return "; ".join([*found, cause] if cause else found) or str(error)
+def reasons(error: BaseException) -> str:
+    """All that an import found wrong, in one line: each file with the keys that are wrong, or else the first cause."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    found = [
+        f"{name}: {json.dumps(messages)}" if isinstance(messages, dict) else f"{name}: {messages}"
+        for each in getattr(error, "_exceptions", [])
+        for name, messages in each.normalized_messages().items()
+    ]
+    return "; ".join(found) or f"{type(error).__name__}: {error}"
 
 
 def say_changes(folder: Path, changed: list[str]) -> None:
@@ -380,5 +396,5 @@ def say(message: str) -> None:
 if __name__ == "__main__":
     try:
         main(sys.argv[1:])
-    except BringUpError as error:
+    except (BringUpError, asset_bundle.BundleError) as error:
         raise SystemExit(str(error)) from None

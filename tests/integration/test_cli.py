@@ -33,7 +33,7 @@ pytestmark = [pytest.mark.e2e, pytest.mark.postgres]
 TOKEN = "reader-0123456789abcdef"
 COMMANDS = [
     *("run", "backfill", "dev", "status", "doctor", "check", "sql", "demo-server", "clean", "sites"),
-    *("validate", "quarantine", "import", "sources", "report"),
+    *("validate", "quarantine", "import", "sources", "report", "dashboard"),
 ]
 BAD_DOCUMENTS: dict[str, dict[str, Any]] = {
     "glucose_sentinel": {"sgv": "HIGH"},

@@ -6,6 +6,7 @@ import contextlib
 import difflib
 import json
 import re
+import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -109,42 +110,50 @@ def charts_of(name: str) -> set[str]:
 
 def test_what_was_imported_is_exported_as_it_was(superset: SupersetServer, owner: PostgresConnection) -> None:
     """The bring-up keeps what Superset exports right after the import."""
-    (exported,) = query(superset_login(superset, owner), "select content from lakehouse.bring_up where step = 'assets'")
-    assert exported[0] == files(BUNDLE_DIR)
+    kept = "select content -> 'exported', content -> 'imported' from lakehouse.bring_up where step = 'assets'"
+    assert query(superset_login(superset, owner), kept) == [(files(BUNDLE_DIR), files(BUNDLE_DIR))]
 
 
 def test_an_edit_comes_back_as_a_diff_of_one_line_and_an_import_undoes_it(
     superset: SupersetServer, admin: httpx.Client, tmp_path: Path
 ) -> None:
-    chart = next(iter(sorted((BUNDLE_DIR / "charts").glob("*.yaml"))))
-    asset = yaml.safe_load(chart.read_text())
-    (found,) = [
-        each["id"]
-        for each in admin.get("/api/v1/chart/", params={"q": "(page_size:100)"}).json()["result"]
-        if each["slice_name"] == asset["slice_name"]
-    ]
-    assert admin.put(f"/api/v1/chart/{found}", json={"slice_name": "A better name"}).status_code == 200
-    for name, text in files(BUNDLE_DIR).items():
-        (tmp_path / "out" / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / "out" / name).write_text(text)
-    done = superset.lakehouse("dashboard", "export", "--folder", str(tmp_path / "out"))
+    out = tmp_path / "out"
+    shutil.copytree(BUNDLE_DIR, out)
+    file = min((BUNDLE_DIR / "charts").glob("*.yaml")).relative_to(BUNDLE_DIR)
+    title = yaml.safe_load((BUNDLE_DIR / file).read_text())["slice_name"]
+    chart = charts_by_title(admin)[title]
+    assert admin.put(f"/api/v1/chart/{chart}", json={"slice_name": "A better name"}).status_code == 200
+    done = superset.lakehouse("dashboard", "export", "--folder", str(out))
     assert done.returncode == 0, done.stderr
-    assert differences(files(BUNDLE_DIR), files(tmp_path / "out")) == [
-        f"-slice_name: {asset['slice_name']}",
-        "+slice_name: A better name",
-    ]
-    text = json.dumps(files(tmp_path / "out"))
-    for secret in secrets_of(superset):
-        assert secret not in text
-    # One that the file does not speak of.
-    assert admin.put(f"/api/v1/chart/{found}", json={"description": "Not in the file"}).status_code == 200
-    done = superset.lakehouse("dashboard", "import")
+    assert differences(files(BUNDLE_DIR), files(out)) == [f"-slice_name: {title}", "+slice_name: A better name"]
+    assert not [secret for secret in secrets_of(superset) if secret in json.dumps(files(out))]
+
+    # From other files: a chart more, and one thing in the browser that no file speaks of.
+    assert admin.put(f"/api/v1/chart/{chart}", json={"description": "Not in the files"}).status_code == 200
+    uuid = "00000000-0000-5000-8000-000000000001"
+    text = (out / file).read_text()
+    more = yaml.safe_load(text) | {"uuid": uuid, "slice_name": "One more"}
+    (out / "charts" / "one_more.yaml").write_text(yaml.safe_dump(more))
+    done = superset.lakehouse("dashboard", "import", "--folder", str(out))
     assert done.returncode == 0, done.stderr
-    now = admin.get(f"/api/v1/chart/{found}").json()["result"]
-    assert (now["slice_name"], now["description"]) == (asset["slice_name"], asset.get("description"))
     (kept,) = (superset.home / "superset" / "replaced").iterdir()
     assert str(kept) in done.stdout
-    assert "A better name" in (kept / chart.relative_to(BUNDLE_DIR)).read_text()
+    assert differences({"": text}, {"": (kept / file).read_text()}) == ["+description: Not in the files"]
+    titles = charts_by_title(admin)
+    assert {"One more", "A better name"} <= titles.keys()
+    assert admin.get(f"/api/v1/chart/{chart}").json()["result"]["description"] is None
+
+    # Back to the repository's: what came from files and is in them no longer is gone.
+    done = superset.lakehouse("dashboard", "import")
+    assert done.returncode == 0, done.stderr
+    assert charts_by_title(admin) == {
+        (title if number == chart else name): number for name, number in titles.items() if name != "One more"
+    }
+
+
+def charts_by_title(client: httpx.Client) -> dict[str, int]:
+    found = client.get("/api/v1/chart/", params={"q": "(page_size:100)"}).json()["result"]
+    return {each["slice_name"]: each["id"] for each in found}
 
 
 def files(folder: Path) -> dict[str, str]:

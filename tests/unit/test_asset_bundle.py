@@ -133,9 +133,26 @@ def test_secrets_of_a_database_stay_out() -> None:
     assert "allow_csv_upload: false" in text
 
 
-def test_a_file_that_is_no_asset_is_named() -> None:
-    with pytest.raises(ValueError, match=r"charts/odd\.yaml"):
-        asset_bundle.canonical({"charts/odd.yaml": "- 1"}, {})
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("- 1", r"charts/odd\.yaml is not an asset with a uuid"),
+        ("a: 1\nb: [", r"charts/odd\.yaml is not valid YAML in line 2"),
+        (f"uuid: {CHART}\ndataset_uuid: nowhere", r"charts/odd\.yaml, dataset_uuid: no file has the uuid nowhere"),
+        (f"uuid: {OTHER}", r"charts/odd\.yaml has the uuid of charts/a\.yaml"),
+        (
+            f"uuid: {CHART}\nmetadata: {{native_filter_configuration: [{{name: Site, targets: [datasetUuid: x]}}]}}",
+            r"charts/odd\.yaml, filter Site: no file has the uuid x",
+        ),
+        (
+            f"uuid: {CHART}\nposition: {{CHART-1: {{type: CHART, meta: {{uuid: y, sliceName: Days}}}}}}",
+            r"charts/odd\.yaml, chart Days: no file has the uuid y",
+        ),
+    ],
+)
+def test_a_file_that_is_wrong_is_named(text: str, message: str) -> None:
+    with pytest.raises(asset_bundle.BundleError, match=message):
+        asset_bundle.check({"charts/a.yaml": f"uuid: {OTHER}", "charts/odd.yaml": text})
 
 
 def test_writing_a_bundle_says_what_changed(tmp_path: Path) -> None:
@@ -156,20 +173,10 @@ def test_the_files_are_in_this_form() -> None:
     assert asset_bundle.canonical(bundle, asset_bundle.names_by_uuid(bundle)) == bundle
 
 
-def test_the_files_hold_no_password_and_every_reference_is_there() -> None:
+def test_the_files_hold_together_and_let_nobody_write() -> None:
     bundle = asset_bundle.read_bundle(BUNDLE_DIR)
-    assets = {name: yaml.safe_load(text) for name, text in bundle.items() if "/" in name}
-    known = {asset["uuid"] for asset in assets.values()}
-    assert len(known) == len(assets)
-    for name, asset in assets.items():
-        assert {asset[key] for key in ("dataset_uuid", "database_uuid") if key in asset} <= known, name
-        charts = {
-            node["meta"]["uuid"]
-            for node in asset.get("position", {}).values()
-            if isinstance(node, dict) and node["type"] == "CHART"
-        }
-        assert charts <= known, name
-    (database,) = [asset for name, asset in assets.items() if name.startswith("databases/")]
+    asset_bundle.check(bundle)
+    (database,) = [yaml.safe_load(text) for name, text in bundle.items() if name.startswith("databases/")]
     assert database["sqlalchemy_uri"] == "postgresql+psycopg2://bi_reader@marts/lakehouse"
     allowed = [
         key for key, value in database.items() if key.startswith(("allow_", "expose_", "impersonate_")) and value

@@ -44,13 +44,18 @@ def setup() -> None:
 
 @dashboard_app.command("import")
 @says_what_went_wrong
-def import_assets() -> None:
+def import_assets(
+    folder: Annotated[
+        Path | None, typer.Option(exists=True, file_okay=False, help="The repository's files if not given.")
+    ] = None,
+) -> None:
     """Bring charts and dashboards back to the state of the files, whatever was changed in the browser."""
     settings = prepare()
     from nightscout_lakehouse.dashboard_server import run_bring_up
+    from nightscout_lakehouse.lib.dashboard.environment import BUNDLE_DIR
 
     with _superset(settings) as environment:
-        run_bring_up(settings, environment, "import")
+        run_bring_up(settings, environment, "import", str((folder or BUNDLE_DIR).absolute()))
 
 
 @dashboard_app.command("export")
