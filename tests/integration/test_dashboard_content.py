@@ -1,4 +1,4 @@
-"""What the dashboards say: figures as in the marts, both units, a wide screen and a phone, and queries that are quick."""
+"""What the dashboards say: figures as in the marts, both units, a wide screen and a phone, and quick queries."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import contextlib
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -190,7 +191,7 @@ def test_a_phone_shows_the_same_one_below_the_other(superset: SupersetServer, vi
     open_dashboard(visit.page, superset, "glucose-monitoring")
     take_screenshot(visit.page, "content-phone")
     boxes: list[dict[str, Any]] = visit.page.locator(".chart-slice:visible").evaluate_all(
-        "charts => charts.map(chart => ({name: chart.dataset.testChartName, ...chart.getBoundingClientRect().toJSON()}))"
+        "all => all.map(each => ({name: each.dataset.testChartName, ...each.getBoundingClientRect().toJSON()}))"
     )
     assert len(boxes) >= 13
     assert boxes[0]["name"] == "Glucose now"
@@ -198,7 +199,7 @@ def test_a_phone_shows_the_same_one_below_the_other(superset: SupersetServer, vi
         assert box["left"] >= 0, box
         assert box["right"] <= PHONE["width"], box
         assert box["width"] > 300, box
-    for above, below in zip(boxes, boxes[1:], strict=False):
+    for above, below in pairwise(boxes):
         assert above["bottom"] <= below["top"], (above, below)
     assert visit.page.evaluate("document.documentElement.scrollWidth") <= PHONE["width"]
 
@@ -211,8 +212,8 @@ def test_the_clinic_sees_everybody_and_gets_to_one(
     take_screenshot(visit.page, "content-clinic")
     people = rows(
         marts,
-        "select position::text, site, attention, reasons, glucose_text, time_in_range_pct, gri from mart_site_attention"
-        " where unit = 'mg/dL' order by position",
+        "select attention_order::text, site, attention, reasons, glucose_text, time_in_range_pct, gri"
+        " from mart_site_attention where unit = 'mg/dL' order by attention_order",
     )
     shown = visit.table("People by who needs attention")
     assert [[*row[:5], row[7], row[11]] for row in shown] == [

@@ -396,7 +396,7 @@ def _dashboard_current(marts: PostgresConnection) -> None:
         if row["glucose_change"] is None:
             assert row["change_text"] == ""
         else:
-            assert float(row["change_text"].replace("−", "-").replace("±", "")) == row["glucose_change"]
+            assert float(row["change_text"].replace("\N{MINUS SIGN}", "-").replace("±", "")) == row["glucose_change"]
 
 
 SHOWN_RANGES = {
@@ -497,8 +497,8 @@ def _dashboard_hours_and_profile(marts: PostgresConnection) -> None:
         for unit, (divisor, _) in UNITS.items():
             cell = hours[row["site"], unit, row["day_of_week"], row["hour_of_day"]]
             assert cell["mean_glucose"] == pytest.approx(row["avg_glucose_mg_dl"] / divisor, abs=HALF_A_STEP[unit])
-            assert cell["weekday"].isoweekday() == row["day_of_week"]
-            assert cell["weekday_name"] == cell["weekday"].strftime("%a")
+            assert cell["weekday_date"].isoweekday() == row["day_of_week"]
+            assert cell["weekday_name"] == cell["weekday_date"].strftime("%a")
             assert cell["hour_text"] == f"{row['hour_of_day']:02d}"
     profile = rows(marts, "select * from marts.mart_dashboard_agp")
     agp = keyed(
@@ -558,8 +558,8 @@ def _attention(marts: PostgresConnection) -> None:
         assert row["glucose_text"] == f"{shown_text(last, unit)} ↗"
         assert ("very low" in row["reasons"]) is (shares["very_low"] >= 1)
     for unit in UNITS:
-        order = sorted((row for row in found.values() if row["unit"] == unit), key=lambda row: row["position"])
-        assert [row["position"] for row in order] == [1, 2, 3, 4]
+        order = sorted((row for row in found.values() if row["unit"] == unit), key=lambda row: row["attention_order"])
+        assert [row["attention_order"] for row in order] == [1, 2, 3, 4]
         assert order == sorted(order, key=lambda row: (row["attention_rank"], -(row["gri"] or 0), row["site"]))
 
 

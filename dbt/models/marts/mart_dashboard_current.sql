@@ -38,6 +38,8 @@ select
         else ''
     end as change_text,
     {{ age_text('age_minutes') }} as age_text,
-    to_char(reading_local_timestamp, case when age_minutes < 1440 then 'Dy HH24:MI' else 'DD Mon YYYY' end) as time_text,
+    to_char(
+        reading_local_timestamp, case when age_minutes < 1440 then 'Dy HH24:MI' else 'DD Mon YYYY' end
+    ) as time_text,
     {{ trend_arrow('direction') }} as trend_arrow
 from shown

@@ -17,26 +17,26 @@ units (unit, mg_dl_per_unit, decimals, step) as (
 )
 
 select
-    days.site,
+    daily.site,
     periods.period,
     units.unit,
-    days.reading_date,
-    days.reading_count,
-    days.data_sufficiency_pct,
-    case when days.data_sufficiency_pct >= 70 then 'enough' else 'few readings' end as data_sufficiency,
-    days.time_very_low_pct,
-    days.time_low_pct,
-    days.time_in_range_pct,
-    days.time_high_pct,
-    days.time_very_high_pct,
-    days.time_below_range_pct,
-    days.time_above_range_pct,
-    {{ shown('days.avg_glucose_mg_dl') }} as mean_glucose,
-    days.cv_pct,
-    days.estimated_a1c_pct,
-    days.estimated_a1c_7d_avg
+    daily.reading_date,
+    daily.reading_count,
+    daily.data_sufficiency_pct,
+    case when daily.data_sufficiency_pct >= 70 then 'enough' else 'few readings' end as data_sufficiency,
+    daily.time_very_low_pct,
+    daily.time_low_pct,
+    daily.time_in_range_pct,
+    daily.time_high_pct,
+    daily.time_very_high_pct,
+    daily.time_below_range_pct,
+    daily.time_above_range_pct,
+    {{ shown('daily.avg_glucose_mg_dl') }} as mean_glucose,
+    daily.cv_pct,
+    daily.estimated_a1c_pct,
+    daily.estimated_a1c_7d_avg
 from latest
 cross join periods
 cross join units
-inner join {{ ref('mart_glucose_overview') }} as days
-    on latest.site = days.site and latest.latest_date - periods.period_days < days.reading_date
+inner join {{ ref('mart_glucose_overview') }} as daily
+    on latest.site = daily.site and latest.latest_date - periods.period_days < daily.reading_date

@@ -9,7 +9,7 @@ select
     units.unit,
     pattern.day_of_week,
     -- 1 January 2001 was a Monday: days that sort as the week does.
-    timestamp '2000-12-31 00:00' + pattern.day_of_week * interval '1 day' as weekday,
+    timestamp '2000-12-31 00:00' + pattern.day_of_week * interval '1 day' as weekday_date,
     to_char(date '2000-12-31' + pattern.day_of_week, 'Dy') as weekday_name,
     pattern.hour_of_day,
     to_char(pattern.hour_of_day, 'FM00') as hour_text,

@@ -48,7 +48,7 @@ described as (
 )
 
 select
-    shares.site,
+    metrics.site,
     periods.period,
     described.unit,
     described.range_name,
@@ -56,15 +56,15 @@ select
     described.range_order <= 5 as is_band,
     {{ range_label('described.range_name') }} as range_label,
     described.bounds_text,
-    shares.value as pct,
-    shares.value * 14.4 as minutes_a_day,
-    coalesce(shares.target || ' %', '') as target_text,
+    metrics.value as pct,
+    metrics.value * 14.4 as minutes_a_day,
+    coalesce(metrics.target || ' %', '') as target_text,
     case
-        when shares.is_target_met then 'met'
-        when not shares.is_target_met then 'not met'
+        when metrics.is_target_met then 'met'
+        when not metrics.is_target_met then 'not met'
         else ''
     end as target_result
 from periods
-inner join {{ source('published', 'fact_glucose_metrics') }} as shares on periods.period_name = shares.period
-inner join described on shares.metric = 'time_' || described.range_name || '_pct'
-where shares.day_part = 'whole' and shares.readings_used = 'all'
+inner join {{ source('published', 'fact_glucose_metrics') }} as metrics on periods.period_name = metrics.period
+inner join described on metrics.metric = 'time_' || described.range_name || '_pct'
+where metrics.day_part = 'whole' and metrics.readings_used = 'all'

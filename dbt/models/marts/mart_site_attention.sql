@@ -98,7 +98,9 @@ described as (
         end as attention,
         concat_ws(
             ', ',
-            case when time_very_low_pct >= 1 then 'very low ' || round(cast(time_very_low_pct as numeric), 1) || ' %' end,
+            case
+                when time_very_low_pct >= 1 then 'very low ' || round(cast(time_very_low_pct as numeric), 1) || ' %'
+            end,
             case
                 when time_below_range_pct >= 4
                     then 'below range ' || round(cast(time_below_range_pct as numeric), 1) || ' %'
@@ -117,12 +119,12 @@ described as (
             case when age_minutes is null then 'never a reading' end,
             case when not is_sufficient then 'too few readings for a judgement' end
         ) as reasons,
-        row_number() over (order by attention_rank, gri desc nulls last, site) as position
+        row_number() over (order by attention_rank asc, gri desc nulls last, site asc) as attention_order
     from ranked
 )
 
 select
-    described.position,
+    described.attention_order,
     described.site,
     units.unit,
     described.attention_rank,
