@@ -33,6 +33,7 @@ dashboard: $(SYNCED) $(SUPERSET_SYNCED) ## Open the dashboards in Superset on 12
 	@$(BIN)/lakehouse dashboard serve
 
 dashboard-setup: $(SUPERSET_SYNCED) ## Only install Superset, into an environment of its own
+	@:
 
 $(SUPERSET_SYNCED): $(UV) superset/pyproject.toml superset/uv.lock
 	@$(UV) sync --frozen --quiet --project superset
@@ -48,7 +49,7 @@ sites-check: $(SYNCED) ## Reach every Nightscout server
 	@$(BIN)/lakehouse sites check
 
 test: $(SYNCED) $(SUPERSET_SYNCED) ## Run all tests
-	@$(BIN)/pytest -n 2 --dist loadgroup
+	@$(BIN)/pytest -n 2 --dist loadfile
 
 lint: $(SYNCED) ## Check style, types and SQL
 	@$(BIN)/ruff check .

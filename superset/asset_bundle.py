@@ -6,7 +6,8 @@ anew whenever they load. Here a bundle is a mapping of file names to YAML texts:
 * `metadata.yaml`, `databases/`, `datasets/`, `charts/`, `dashboards/`, one asset per file;
 * an asset is known by its `uuid`, and keeps the name that its file has;
 * a chart's number (`chartId`), by which other parts of a dashboard refer to it, follows from its uuid;
-* what equals Superset's default is left out, and put in again by `completed`, so that an import resets it.
+* what equals Superset's default is left out, and put in again by `completed`, so that an import resets it;
+* what the chart editor fills in by itself is left out, unless the file of the chart has it already.
 
 Pure functions, apart from reading and writing the files. `python asset_bundle.py FOLDER` brings files that were written
 by hand into this form.
@@ -102,8 +103,11 @@ _LAST_KEYS: Final = (
     "version",
 )
 # Ids of this database, and what a page writes when it saves without anybody having chosen it.
-_VOLATILE_PARAMS: Final = ("datasource", "slice_id", "dashboards", "url_params", "viz_type")
+_VOLATILE_PARAMS: Final = (
+    *("datasource", "slice_id", "dashboards", "url_params", "viz_type", "extra_form_data", "temporal_columns_lookup"),
+)
 _VOLATILE_METADATA: Final = ("shared_label_colors", "map_label_colors", "color_scheme_domain", "show_native_filters")
+_EVERYWHERE: Final = {"rootPath": ["ROOT_ID"], "excluded": []}
 _COMPUTED: Final = ("chartsInScope", "tabsInScope")
 
 
@@ -184,21 +188,30 @@ def check(bundle: Mapping[str, str]) -> None:
                 raise BundleError(f"{name}, {what}: no file has the uuid {uuid}.")
 
 
-def canonical(exported: Mapping[str, str], names: Mapping[str, str]) -> dict[str, str]:
+def canonical(
+    exported: Mapping[str, str], known: Mapping[str, str], editor_defaults: Mapping[str, Asset] | None = None
+) -> dict[str, str]:
     """Superset's export in the form of the repository.
 
     Args:
         exported: File names and YAML texts, as Superset exports or a person wrote them.
-        names: Name of the file of each asset that has one already, by uuid.
+        known: The bundle as it was: assets keep the names of their files, and what is written in these stays.
+        editor_defaults: For each kind of chart, what the chart editor fills in by itself.
 
     Returns:
         The bundle, with the old names for known assets and names after their titles for new ones.
     """
+    names = names_by_uuid(known)
+    written = {str(asset["uuid"]): asset.get("params") or {} for _, asset in _assets(known)}
     bundle = {METADATA_FILE: _to_yaml(METADATA)}
     for name, asset in sorted(_assets(exported), key=lambda named: str(named[1]["uuid"])):
-        kind = _kind(name)
+        kind, uuid = _kind(name), str(asset["uuid"])
         cleaned = _CLEANERS[kind](asset)
-        file_name = names.get(str(asset["uuid"])) or _free_name(kind, cleaned, {*names.values(), *bundle})
+        if kind == "charts":
+            filled_in = (editor_defaults or {}).get(str(asset.get("viz_type")), {})
+            filled_in = {key: value for key, value in filled_in.items() if key not in written.get(uuid, {})}
+            cleaned["params"] = _without_defaults(cleaned["params"], filled_in)
+        file_name = names.get(uuid) or _free_name(kind, cleaned, {*names.values(), *bundle})
         bundle[file_name] = _to_yaml(_in_order(_without_defaults(cleaned, _DEFAULTS[kind])))
     return dict(sorted(bundle.items()))
 
@@ -259,6 +272,9 @@ def _clean_chart(chart: Asset) -> Asset:
     params = {key: value for key, value in chart.get("params", {}).items() if key not in _VOLATILE_PARAMS}
     if not params.get("annotation_layers"):
         params.pop("annotation_layers", None)
+    # A grid of charts: two dozen settings that say nothing while it is off.
+    if not params.get("matrixify_enable"):
+        params = {key: value for key, value in params.items() if not key.startswith("matrixify_")}
     return chart | {"params": _sorted(params), "query_context": None}
 
 
@@ -277,12 +293,13 @@ def _clean_dashboard(dashboard: Asset) -> Asset:
     metadata["chart_configuration"] = {
         number: chart for number, chart in charts.items() if chart.get("crossFilters", {}).get("scope") != "global"
     }
+    if metadata.get("global_chart_configuration", {}).get("scope") == _EVERYWHERE:
+        del metadata["global_chart_configuration"]
+    if metadata.get("cross_filters_enabled"):
+        del metadata["cross_filters_enabled"]
     metadata = {key: value for key, value in metadata.items() if value not in ({}, [], "{}", None, "")}
-    return dashboard | {
-        "css": dashboard.get("css") or None,
-        "metadata": _sorted(metadata),
-        "position": _sorted(position),
-    }
+    no_texts = {key: None for key in _DEFAULTS["dashboards"] if dashboard.get(key) == ""}
+    return dashboard | no_texts | {"metadata": _sorted(metadata), "position": _sorted(position)}
 
 
 def _chart_nodes(position: Asset) -> list[Asset]:
@@ -384,4 +401,4 @@ def _to_yaml(asset: Mapping[str, Any]) -> str:
 if __name__ == "__main__":
     for each in map(Path, sys.argv[1:]):
         written = read_bundle(each)
-        write_bundle(each, canonical(written, names_by_uuid(written)))
+        write_bundle(each, canonical(written, written))

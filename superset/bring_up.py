@@ -269,7 +269,7 @@ def keep_what_was_changed(exported_last: Mapping[str, str]) -> None:
     """Keep a copy of what somebody changed in the browser before an import replaces it."""
     now = exported(exported_last)
     # The form may have changed since.
-    if now == asset_bundle.canonical(exported_last, asset_bundle.names_by_uuid(exported_last)):
+    if now == asset_bundle.canonical(exported_last, exported_last):
         return
     folder = Path(os.environ["SUPERSET_HOME"]) / "replaced" / f"{datetime.now(UTC):%Y%m%dT%H%M%S}"
     asset_bundle.write_bundle(folder, now)
@@ -320,7 +320,8 @@ def exported(known: Mapping[str, str] | None = None) -> dict[str, str]:
     ids = [each.id for each in db.session.query(Dashboard).filter(Dashboard.uuid.in_(wanted))] if wanted else []
     with override_user(security_manager.find_user(ADMIN)):
         files = {name: text() for name, text in ExportDashboardsCommand(ids).run()} if ids else {}
-    return asset_bundle.canonical(files, asset_bundle.names_by_uuid(known))
+    defaults = json.loads((FOLDER / "editor_defaults.json").read_text(encoding="utf-8"))
+    return asset_bundle.canonical(files, known, defaults)
 
 
 # Around the steps

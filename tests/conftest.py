@@ -1,11 +1,24 @@
 """Fixtures of all tests: an own lakehouse folder, and no setting from the machine or a `.env`."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
+from xdist.scheduler import LoadFileScheduling
 
 from nightscout_lakehouse.lib.lake import Lake
 from nightscout_lakehouse.lib.settings import Settings, load_settings
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadFileScheduling | None:
+    """Give the files of tests that look at Superset to one process, which brings it up once."""
+    return _TogetherInOneProcess(config, log) if config.getvalue("dist") == "loadfile" else None
+
+
+class _TogetherInOneProcess(LoadFileScheduling):
+    def _split_scope(self, nodeid: str) -> str:
+        scope: str = super()._split_scope(nodeid)
+        return "superset" if Path(scope).name.startswith("test_dashboard") else scope
 
 
 @pytest.fixture(autouse=True)

@@ -84,7 +84,7 @@ def serving(postgres_server: Server) -> Iterator[PostgresConnection]:
 def superset() -> "Iterator[SupersetServer]":
     """Superset on the marts of two people, once for the whole session: a minute.
 
-    Whoever uses it is marked `xdist_group("superset")`, so that all of it happens in one process.
+    Files of tests that use it are named `test_dashboard*.py`: those run in one process (see `tests/conftest.py`).
     """
     from superset_server import IS_INSTALLED, superset_server
 

@@ -36,7 +36,7 @@ from nightscout_lakehouse.lib.serving import READER
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
 
-pytestmark = [pytest.mark.e2e, pytest.mark.postgres, pytest.mark.browser, pytest.mark.xdist_group("superset")]
+pytestmark = [pytest.mark.e2e, pytest.mark.postgres, pytest.mark.browser]
 
 VIEWER = ("viewer", "viewer-of-the-tests-0123")
 PAGES = [

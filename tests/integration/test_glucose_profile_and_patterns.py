@@ -206,9 +206,9 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Settings:
             write_batch(lake, name, number, documents_from_json(arrived), NOW, TREATMENTS)
             if name == "berlin":
                 process(sites, settings, lake)
-                project.build("duckdb", MODELS)
+                project.build("duckdb", MODELS, data_tests=False)
     process(sites, settings, lake)
-    project.build("duckdb", MODELS)
+    project.build("duckdb", MODELS, data_tests=False)
     return settings
 
 

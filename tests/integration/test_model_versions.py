@@ -1,12 +1,15 @@
 """After a change of the models' code, no day stays as the old code saw it."""
 
 import json
+import shutil
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from nightscout_lakehouse.lib.dbt_project import DbtProject
+from nightscout_lakehouse.lib import dbt_project
+from nightscout_lakehouse.lib.dbt_project import DbtError, DbtProject
 from nightscout_lakehouse.lib.ingestion import write_batch
 from nightscout_lakehouse.lib.lake import Lake
 from nightscout_lakehouse.lib.model_versions import model_versions
@@ -72,7 +75,7 @@ def test_the_history_is_built_anew_and_published(settings: Settings, lake: Lake,
     write_batch(lake, "anna", 1, documents_from_json(texts), NOON)
     process_sites([SITE], settings, lake)
     project = DbtProject(settings)
-    project.build("duckdb", MODELS)
+    project.build("duckdb", MODELS, data_tests=False)
     tables = ("intermediate.int_glucose_enriched", "curated.fact_glucose_readings")
     with open_warehouse(settings) as warehouse:
         for table in tables:
@@ -80,13 +83,13 @@ def test_the_history_is_built_anew_and_published(settings: Settings, lake: Lake,
         publish(warehouse, serving)
         changes = warehouse.execute("select count(*) from ops.changes").fetchall()
 
-    project.build("duckdb", MODELS)
+    project.build("duckdb", MODELS, data_tests=False)
     assert _values(settings) == [(200.0, 1000)]
     with open_warehouse(settings) as warehouse:
         assert warehouse.execute("select count(*) from ops.changes").fetchall() == changes
         warehouse.execute("update ops.model_versions set version = 'of an older release' where model like 'int%'")
 
-    project.build("duckdb", MODELS)
+    project.build("duckdb", MODELS, data_tests=False)
     assert _values(settings) == [(100.0, 1000)]
     with open_warehouse(settings) as warehouse:
         report = publish(warehouse, serving)
@@ -122,3 +125,15 @@ def test_models_that_nothing_changed_for_are_left_alone(settings: Settings, lake
     with open_warehouse(settings) as warehouse:
         warehouse.execute("insert into ops.changes (site, reading_date) values ('anna', '2026-11-01')")
     assert project.build_if_changed("duckdb", models) is not None
+
+
+def test_a_project_that_does_not_parse_is_said_with_its_file(
+    settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    DbtProject(settings).prepare_manifest()
+    copy = Path(shutil.copytree(dbt_project.DBT_PROJECT_DIR, tmp_path / "dbt"))
+    (copy / "models" / "curated" / "dim_site.yml").write_text("models: [{name: dim_site, columns: 7}]\n")
+    # What was parsed before is not taken for it.
+    monkeypatch.setattr(dbt_project, "DBT_PROJECT_DIR", copy)
+    with pytest.raises(DbtError, match=r"dbt cannot parse the project: .*dim_site\.yml"):
+        DbtProject(settings).build("duckdb", MODELS)

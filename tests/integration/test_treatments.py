@@ -68,7 +68,7 @@ def land(lake: Lake, number: int, documents: Sequence[Document], collection: Col
 def process_and_build(settings: Settings, lake: Lake) -> None:
     for collection in (ENTRIES, PROFILES, TREATMENTS, DEVICE_STATUS):
         process_sites([SITE], settings, lake, collection)
-    DbtProject(settings).build("duckdb", MODELS)
+    DbtProject(settings).build("duckdb", MODELS, data_tests=False)
 
 
 def query(settings: Settings, text: str) -> list[dict[str, Any]]:

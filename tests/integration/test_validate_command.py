@@ -1,7 +1,9 @@
 """`lakehouse validate`: the outcomes as a table, and 1 if something critical fails."""
 
 import json
+import shutil
 from datetime import timedelta
+from pathlib import Path
 
 import pytest
 from click.testing import Result
@@ -9,12 +11,15 @@ from test_faults import CURATED, NOW, documents
 from typer.testing import CliRunner
 
 from nightscout_lakehouse.cli import app
+from nightscout_lakehouse.defs.quality import nightscout_validations
 from nightscout_lakehouse.lib.dbt_project import DbtProject
 from nightscout_lakehouse.lib.ingestion import write_batch
 from nightscout_lakehouse.lib.lake import Lake
 from nightscout_lakehouse.lib.nightscout_client import documents_from_json
 from nightscout_lakehouse.lib.processing import process_sites
+from nightscout_lakehouse.lib.quality import stages
 from nightscout_lakehouse.lib.quality.stages import kept_results, validate_stage
+from nightscout_lakehouse.lib.quality.suites import SUITES_DIR
 from nightscout_lakehouse.lib.settings import Settings
 from nightscout_lakehouse.lib.sites import Site
 from nightscout_lakehouse.lib.warehouse import open_warehouse
@@ -34,7 +39,27 @@ def arrive(settings: Settings, lake: Lake, number: int, made: list[dict[str, obj
     process_sites([ANNA], settings, lake)
 
 
-def test_a_table_and_an_exit_code(settings: Settings, lake: Lake, monkeypatch: pytest.MonkeyPatch) -> None:
+def edited_suites(folder: Path) -> Path:
+    suites = Path(shutil.copytree(SUITES_DIR, folder / "expectations"))
+    path = suites / "nightscout_suite.json"
+    suite = json.loads(path.read_text())
+    (bounded,) = [e for e in suite["expectations"] if e["meta"]["name"] == "glucose_is_plausible"]
+    bounded["kwargs"]["max_value"] = 100
+    suite["expectations"].append(
+        {
+            "type": "expect_column_values_to_not_be_null",
+            "kwargs": {"column": "device"},
+            "severity": "warning",
+            "meta": {"name": "device_is_known", "why": "Somebody wants to see it.", "source": "their own"},
+        }
+    )
+    path.write_text(json.dumps(suite))
+    return suites
+
+
+def test_a_table_and_an_exit_code(
+    settings: Settings, lake: Lake, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.setenv("NIGHTSCOUT_URL", ANNA.url)
     monkeypatch.setenv("NIGHTSCOUT_SITE", "anna")
     monkeypatch.setenv("DAGSTER_HOME", "")
@@ -55,6 +80,18 @@ def test_a_table_and_an_exit_code(settings: Settings, lake: Lake, monkeypatch: p
     assert full.exit_code == 0, full.output
     assert [result["rows"] > 0 for result in kept_results(settings)] == [True, True, True]
     assert "Law of conservation: 60 documents of 1 batches, 0 do not agree." in full.stdout
+
+    # Somebody adds an expectation to the file and lowers a bound: both count at once, no Python was touched.
+    with monkeypatch.context() as patch:
+        patch.setattr(stages, "SUITES_DIR", edited_suites(tmp_path))
+        edited = lakehouse("validate", "--full")
+        assert edited.exit_code == 1
+        verdicts = {line.split()[1]: line.split()[2:4] for line in edited.stdout.splitlines() if len(line.split()) > 3}
+        assert verdicts["device_is_known"] == ["yes", "warning"]
+        assert verdicts["glucose_is_plausible"] == ["NO", "critical"]
+        checks = {spec.name: spec.metadata for spec in nightscout_validations._check_specs("enriched")}
+        assert checks["device_is_known"]["severity"] == "warning"
+    assert lakehouse("validate", "--full").exit_code == 0
 
     with open_warehouse(settings) as warehouse:
         warehouse.execute("update intermediate.int_glucose_enriched set glucose_category = 'in_range'")

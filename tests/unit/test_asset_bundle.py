@@ -85,17 +85,40 @@ def test_two_machines_export_the_same() -> None:
 
 def test_the_form_is_stable() -> None:
     once = asset_bundle.canonical(exported(1, 2, 3), {})
-    names = asset_bundle.names_by_uuid(once)
-    assert asset_bundle.canonical(once, names) == once
-    assert asset_bundle.canonical(asset_bundle.completed(once), names) == once
+    assert asset_bundle.canonical(once, once) == once
+    assert asset_bundle.canonical(asset_bundle.completed(once), once) == once
 
 
 def test_known_assets_keep_their_files() -> None:
-    bundle = asset_bundle.canonical(exported(1, 2, 3), {CHART: "charts/tir.yaml"})
+    bundle = asset_bundle.canonical(exported(1, 2, 3), {"charts/tir.yaml": f"uuid: {CHART}"})
     assert "charts/tir.yaml" in bundle
     # A new asset does not take the name of a known one.
-    bundle = asset_bundle.canonical(exported(1, 2, 3), {OTHER: "charts/time_in_range.yaml"})
+    bundle = asset_bundle.canonical(exported(1, 2, 3), {"charts/time_in_range.yaml": f"uuid: {OTHER}"})
     assert f"charts/time_in_range_{CHART[:8]}.yaml" in bundle
+
+
+def test_what_the_editor_fills_in_stays_out_unless_it_was_written() -> None:
+    defaults = {"pie": {"donut": False, "show_legend": True, "b": 1}}
+    saved = exported(1, 2, 3)
+    (name,) = [name for name in saved if name.startswith("charts/")]
+    chart = yaml.safe_load(saved[name])
+    filled_in = {"donut": False, "show_legend": False, "matrixify_enable": False, "matrixify_row_height": 300}
+    saved[name] = yaml.safe_dump(chart | {"params": chart["params"] | filled_in})
+    known = {"charts/tir.yaml": f"uuid: {CHART}\nparams: {{b: 1}}"}
+    bundle = asset_bundle.canonical(saved, known, defaults)
+    assert yaml.safe_load(bundle["charts/tir.yaml"])["params"] == {"b": 1, "show_legend": False}
+    bundle = asset_bundle.canonical(saved, {}, defaults)
+    assert yaml.safe_load(bundle["charts/time_in_range.yaml"])["params"] == {"show_legend": False}
+
+
+def test_what_a_dashboard_says_when_it_is_saved_unchanged_stays_out() -> None:
+    before = asset_bundle.canonical(exported(1, 2, 3), {})
+    dashboard = yaml.safe_load(before["dashboards/glucose.yaml"])
+    dashboard |= {"certified_by": "", "certification_details": "", "description": ""}
+    everywhere = {"scope": {"rootPath": ["ROOT_ID"], "excluded": []}, "chartsInScope": [1, 2]}
+    dashboard["metadata"] |= {"cross_filters_enabled": True, "global_chart_configuration": everywhere}
+    saved = before | {"dashboards/glucose.yaml": yaml.safe_dump(dashboard)}
+    assert asset_bundle.canonical(saved, before) == before
 
 
 def test_an_import_resets_what_the_files_leave_out() -> None:
@@ -170,7 +193,7 @@ def test_writing_a_bundle_says_what_changed(tmp_path: Path) -> None:
 
 def test_the_files_are_in_this_form() -> None:
     bundle = asset_bundle.read_bundle(BUNDLE_DIR)
-    assert asset_bundle.canonical(bundle, asset_bundle.names_by_uuid(bundle)) == bundle
+    assert asset_bundle.canonical(bundle, bundle) == bundle
 
 
 def test_the_files_hold_together_and_let_nobody_write() -> None:

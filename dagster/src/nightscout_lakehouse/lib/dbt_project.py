@@ -8,13 +8,12 @@ import hashlib
 import json
 import logging
 import os
-import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 from filelock import FileLock
 
@@ -33,11 +32,17 @@ from nightscout_lakehouse.lib.postgres_connection import PostgresConnection
 from nightscout_lakehouse.lib.settings import DBT_PROJECT_DIR, Settings
 from nightscout_lakehouse.lib.warehouse import open_warehouse
 
+if TYPE_CHECKING:
+    from dbt.contracts.graph.manifest import Manifest
+
 logger = logging.getLogger(__name__)
 
 Target = Literal["duckdb", "postgres"]
 
 _PARSED_SUFFIXES = {".sql", ".yml", ".yaml", ".md"}
+
+# What dbt has parsed in this process for each target, with the database and the files that it holds for.
+_PARSED: dict[Target, tuple[tuple[str, str], "Manifest"]] = {}
 
 
 @dataclass(frozen=True)
@@ -112,28 +117,34 @@ class DbtProject:
         """
         manifest = self._settings.dbt_dir / f"manifest-{_fingerprint()}.json"
         if not manifest.is_file():
-            self._invoke("duckdb", ["parse"])
+            with self._dbt("duckdb"):
+                parsed = self._parsed("duckdb")
             # Several processes may come here at once; each puts a whole file in place.
             copy = manifest.with_suffix(f".{os.getpid()}.tmp")
-            shutil.copyfile(self._target_dir("duckdb") / "manifest.json", copy)
+            parsed.write(str(copy))  # type: ignore[no-untyped-call]
             copy.replace(manifest)
             for older in set(self._settings.dbt_dir.glob("manifest-*.json")) - {manifest}:
                 older.unlink(missing_ok=True)
         return manifest
 
-    def build(self, target: Target, select: Sequence[str], *, full_refresh: bool = False) -> DbtBuildResult:
+    def build(
+        self, target: Target, select: Sequence[str], *, full_refresh: bool = False, data_tests: bool = True
+    ) -> DbtBuildResult:
         """Build models with their tests; after a change of the models' code, the history is built anew.
 
         Args:
             target: `duckdb` for staging to curated, `postgres` for the marts.
             select: Names of models, or any of dbt's selectors.
             full_refresh: Build incremental models anew, whatever changed.
+            data_tests: False builds the models alone; the next tests look at what these have not seen.
 
         Raises:
             DbtError: A model failed, or a test of severity error; the result is attached.
         """
         # Unit tests check the code, not the data; they run with the test suite.
         arguments = ["build", "--exclude-resource-type", "unit_test", "--indirect-selection", "cautious"]
+        if not data_tests:
+            arguments += ["--exclude-resource-type", "test"]
         arguments += ["--select", *select]
         if target == "postgres":
             return self._invoke(target, arguments)
@@ -225,25 +236,11 @@ class DbtProject:
         return self._settings.dbt_dir / target
 
     def _invoke(self, target: Target, arguments: Sequence[str]) -> DbtBuildResult:
-        from dbt.adapters.duckdb.connections import DuckDBConnectionManager
         from dbt.cli.main import dbtRunner
 
-        target_dir = self._target_dir(target)
-        target_dir.mkdir(parents=True, exist_ok=True)
-        self._settings.warehouse_path.parent.mkdir(parents=True, exist_ok=True)
-        common = [
-            *("--project-dir", str(DBT_PROJECT_DIR), "--profiles-dir", str(DBT_PROJECT_DIR)),
-            *("--target", target, "--target-path", str(target_dir)),
-            *("--log-path", str(self._settings.dbt_dir / "logs"), "--quiet", "--no-use-colors"),
-        ]
-        # dbt writes its artefacts in place; a UI that loads the definitions must not meet a run that builds.
-        lock = FileLock(target_dir.with_suffix(".lock"), timeout=self._settings.lock_timeout_seconds)
-        with lock, _environment(self._environment(target)):
-            try:
-                invocation = dbtRunner().invoke([*arguments, *common])
-            finally:
-                # dbt keeps its connection until the process ends; others want to open the warehouse.
-                DuckDBConnectionManager.close_all_connections()  # type: ignore[no-untyped-call]
+        with self._dbt(target):
+            runner = dbtRunner(manifest=self._parsed(target))
+            invocation = runner.invoke([*arguments, *self._common_arguments(target)])
         results = getattr(invocation.result, "results", None)
         if results is None:
             if invocation.exception is not None:
@@ -258,6 +255,45 @@ class DbtProject:
                     result,
                 )
         return result
+
+    @contextmanager
+    def _dbt(self, target: Target) -> Iterator[None]:
+        """Have dbt's folders, environment and connections for oneself."""
+        from dbt.adapters.duckdb.connections import DuckDBConnectionManager
+
+        target_dir = self._target_dir(target)
+        target_dir.mkdir(parents=True, exist_ok=True)
+        self._settings.warehouse_path.parent.mkdir(parents=True, exist_ok=True)
+        # dbt writes its artefacts in place; a UI that loads the definitions must not meet a run that builds.
+        lock = FileLock(target_dir.with_suffix(".lock"), timeout=self._settings.lock_timeout_seconds)
+        with lock, _environment(self._environment(target)):
+            try:
+                yield
+            finally:
+                # dbt keeps its connection until the process ends; others want to open the warehouse.
+                DuckDBConnectionManager.close_all_connections()  # type: ignore[no-untyped-call]
+
+    def _parsed(self, target: Target) -> "Manifest":
+        """The project as dbt has parsed it, which costs as much as building it: once in a process."""
+        from dbt.cli.main import dbtRunner
+
+        postgres = self._postgres if target == "postgres" else None
+        database = postgres.database if postgres else self._settings.warehouse_path.stem
+        state = (database, _fingerprint())
+        if target not in _PARSED or _PARSED[target][0] != state:
+            invocation = dbtRunner().invoke(["parse", *self._common_arguments(target)])
+            if not invocation.success:
+                raise DbtError(f"dbt cannot parse the project: {_first_lines(str(invocation.exception))}")
+            _PARSED[target] = (state, cast("Manifest", invocation.result))
+        return _PARSED[target][1]
+
+    def _common_arguments(self, target: Target) -> list[str]:
+        return [
+            *("--project-dir", str(DBT_PROJECT_DIR), "--profiles-dir", str(DBT_PROJECT_DIR)),
+            *("--target", target, "--target-path", str(self._target_dir(target))),
+            # All goes to the log file, nothing to the terminal.
+            *("--log-path", str(self._settings.dbt_dir / "logs"), "--log-level", "none", "--no-use-colors"),
+        ]
 
     def _environment(self, target: Target) -> Mapping[str, str]:
         values = {

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from nightscout_lakehouse.lib.dashboard.environment import superset_program
 from nightscout_lakehouse.lib.errors import LakehouseError
 from nightscout_lakehouse.lib.lake import Lake
 from nightscout_lakehouse.lib.quality.stages import check_suites
@@ -51,6 +52,7 @@ def examine() -> list[Finding]:
         ("DuckDB extensions", _extensions),
         ("Postgres", _postgres),
         ("port", _port),
+        ("dashboards", _dashboards),
     ]
     return [*findings, *(_finding(name, check, settings) for name, check in checks)]
 
@@ -154,10 +156,24 @@ def _postgres(settings: Settings) -> str:
 
 
 def _port(settings: Settings) -> str:
-    with _free_socket() as probe:
-        if probe.connect_ex(("127.0.0.1", settings.dagster_port)) == 0:
-            return f"{settings.dagster_port} is in use (by `make dev`, most likely)"
+    if _is_in_use(settings.dagster_port):
+        return f"{settings.dagster_port} is in use (by `make dev`, most likely)"
     return f"{settings.dagster_port} is free for the Dagster UI"
+
+
+def _dashboards(settings: Settings) -> str:
+    try:
+        superset_program("gunicorn")
+    except LakehouseError:
+        return "Superset is not installed yet; `make dashboard` installs it"
+    if _is_in_use(settings.superset_port):
+        return f"Superset is installed; {settings.superset_port} is in use (by `make dashboard`, most likely)"
+    return f"Superset is installed; {settings.superset_port} is free for it"
+
+
+def _is_in_use(port: int) -> bool:
+    with _free_socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
 @contextmanager
