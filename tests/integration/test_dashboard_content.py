@@ -55,7 +55,7 @@ class Visit:
 @pytest.fixture(scope="module")
 def visit(superset: SupersetServer, browser: Browser) -> Iterator[Visit]:
     context = browser.new_context(viewport={"width": 1440, "height": 900})
-    # The login page reports its events as it is left, not logged in yet; on a slow machine the answer's cookie comes last.
+    # The login page reports its events as it is left, not logged in yet; the answer's cookie must not come last.
     context.route("**/superset/log/**", lambda route: route.abort())
     found = Visit(context.new_page())
 
