@@ -164,7 +164,8 @@ def open_dashboard(page: Page, server: SupersetServer, slug: str, *, query: str 
         query: What follows the `?` of the address, such as filters.
     """
     page.goto(f"{server.url}/superset/dashboard/{slug}/{'?' if query else ''}{query}")
-    page.wait_for_selector('[data-test="chart-grid-component"]', timeout=60_000)
+    # The first one may be for the other kind of screen, and not visible.
+    page.wait_for_selector('[data-test="chart-grid-component"]', state="attached", timeout=60_000)
     wait_until_drawn(page)
     assert chart_problems(page) == []
 

@@ -2,9 +2,11 @@
 
 import json
 import random
+import re
 from collections import defaultdict
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
+from decimal import ROUND_HALF_UP, Decimal
 from itertools import pairwise
 from statistics import fmean, median, stdev
 from typing import Any
@@ -28,6 +30,10 @@ pytestmark = pytest.mark.postgres
 
 NOW = datetime.now(UTC).replace(microsecond=0)
 ZONES = {"anna": "Europe/Berlin", "ben": "America/New_York", "cara": "Asia/Kolkata"}
+UNITS = {"mg/dL": (1.0, 0), "mmol/L": (18.01559, 1)}
+# Postgres rounds what it prints of a number, 15 digits.
+HALF_A_STEP = {"mg/dL": 0.5 + 1e-9, "mmol/L": 0.05 + 1e-9}
+PERIODS = {"7 days": 7, "14 days": 14, "30 days": 30, "90 days": 90}
 BOUNDARIES = [53, 53.9, 54, 69, 69.9, 70, 140, 140.1, 180, 180.1, 250, 250.1, 251]
 
 
@@ -125,6 +131,13 @@ def test_the_marts_say_what_was_sent(marts: PostgresConnection) -> None:
     _sensor_sessions(marts)
     _metrics(marts)
     _comparison(marts)
+    _dashboard_current(marts)
+    _dashboard_readings(marts)
+    _dashboard_ranges(marts)
+    _dashboard_summary_and_days(marts)
+    _dashboard_hours_and_profile(marts)
+    _dashboard_episodes(marts)
+    _attention(marts)
 
 
 def _time_in_range(marts: PostgresConnection) -> None:
@@ -344,3 +357,214 @@ def _comparison(marts: PostgresConnection) -> None:
     assert found["anna"]["difference"] == pytest.approx(fmean(sides[0]) - fmean(sides[1]), rel=1e-9)
     assert found["ben"]["value_before"] is None
     assert found["ben"]["is_comparable"] is False
+
+
+# The marts that dashboards draw from
+
+
+def shown(mg_dl: float, unit: str) -> float:
+    """As a person writes it: whole mg/dL or one decimal of mmol/L, halves upwards."""
+    divisor, decimals = UNITS[unit]
+    step = Decimal(1).scaleb(-decimals)
+    return float((Decimal(repr(mg_dl)) / Decimal(repr(divisor))).quantize(step, ROUND_HALF_UP))
+
+
+def of_period(site: str, period: str) -> list[Reading]:
+    newest = max(by_day(site))
+    return [r for r in SENT[site] if r.local.date() > newest - timedelta(days=PERIODS[period])]
+
+
+def keyed(found: list[dict[str, Any]], *names: str) -> dict[tuple[Any, ...], dict[str, Any]]:
+    by_key = {tuple(row[name] for name in names): row for row in found}
+    assert len(by_key) == len(found)
+    return by_key
+
+
+def _dashboard_current(marts: PostgresConnection) -> None:
+    found = keyed(rows(marts, "select * from marts.mart_dashboard_current"), "site", "unit")
+    assert set(found) == {(site, unit) for site in ZONES for unit in UNITS}
+    for (site, unit), row in found.items():
+        last = SENT[site][-1]
+        assert row["glucose"] == shown(last.glucose_mg_dl, unit)
+        assert float(row["glucose_text"]) == row["glucose"]
+        assert row["reading_local_timestamp"] == last.local.replace(tzinfo=None)
+        assert row["time_text"] == last.local.strftime("%a %H:%M")
+        assert (row["trend_arrow"], row["is_stale"]) == ("↗", False)
+        assert re.fullmatch(r"\d+ min ago", row["age_text"])
+        (name,) = [name for name, count in ranges([last.glucose_mg_dl]).items() if count and name in SHOWN_RANGES]
+        assert (row["glucose_range"], row["range_label"]) == (name, SHOWN_RANGES[name])
+        if row["glucose_change"] is None:
+            assert row["change_text"] == ""
+        else:
+            assert float(row["change_text"].replace("\N{MINUS SIGN}", "-").replace("±", "")) == row["glucose_change"]
+
+
+SHOWN_RANGES = {
+    "very_low": "Very low",
+    "low": "Low",
+    "in_range": "In range",
+    "high": "High",
+    "very_high": "Very high",
+}
+
+
+def _dashboard_readings(marts: PostgresConnection) -> None:
+    found = rows(marts, "select * from marts.mart_dashboard_readings where period = '14 days' order by 5")
+    for site in ZONES:
+        sent = of_period(site, "14 days")
+        for unit in UNITS:
+            mine = [row for row in found if (row["site"], row["unit"]) == (site, unit)]
+            points = [row for row in mine if row["glucose"] is not None]
+            assert [row["reading_local_timestamp"] for row in points] == [r.local.replace(tzinfo=None) for r in sent]
+            assert [row["glucose"] for row in points] == [shown(r.glucose_mg_dl, unit) for r in sent]
+            for row, reading in zip(points, sent, strict=True):
+                coloured = {name for name in SHOWN_RANGES if row[f"glucose_{name}"] is not None}
+                counts = ranges([reading.glucose_mg_dl])
+                assert coloured == {name for name in SHOWN_RANGES if counts[name]}
+            # A line would run across every gap but for a point without a value in each.
+            breaks = [row["reading_local_timestamp"] for row in mine if row["glucose"] is None]
+            gaps = [
+                earlier.local.replace(tzinfo=None) + timedelta(minutes=5)
+                for earlier, later in pairwise(sent)
+                if later.moment - earlier.moment > timedelta(minutes=10)
+            ]
+            assert breaks == gaps
+            assert {(row["target_low"], row["target_high"]) for row in mine} == {(shown(70, unit), shown(180, unit))}
+    sizes = {(r["site"], r["period"]): r["count"] for r in rows(marts, _SIZES)}
+    assert sizes == {(site, period): len(of_period(site, period)) for site in ZONES for period in PERIODS}
+
+
+_SIZES = """
+select site, period, count(glucose) as count from marts.mart_dashboard_readings
+where unit = 'mg/dL' group by site, period
+"""
+
+
+def _dashboard_ranges(marts: PostgresConnection) -> None:
+    found = keyed(rows(marts, "select * from marts.mart_dashboard_ranges"), "site", "period", "unit", "range_name")
+    assert len(found) == 3 * 4 * 2 * 7
+    for (site, period, _, name), row in found.items():
+        values = [reading.glucose_mg_dl for reading in of_period(site, period)]
+        assert row["pct"] == pytest.approx(100 * ranges(values)[name] / len(values), rel=1e-9, abs=1e-9)
+        assert row["is_band"] is (name in SHOWN_RANGES)
+        assert (row["target_text"] == "") is (row["target_result"] == "") is (name in ("low", "high"))
+    bounds = {(unit, name): row["bounds_text"] for (_, _, unit, name), row in found.items()}
+    assert bounds["mg/dL", "low"] == "54 to 69 mg/dL"
+    assert bounds["mg/dL", "high"] == "181 to 250 mg/dL"
+    assert bounds["mg/dL", "very_high"] == "above 250 mg/dL"
+    assert bounds["mmol/L", "in_range"] == "3.9 to 10.0 mmol/L"
+    assert bounds["mmol/L", "low"] == "3.0 to 3.8 mmol/L"
+    assert bounds["mmol/L", "very_low"] == "below 3.0 mmol/L"
+    # The bounds and colours of the report are the same.
+    from nightscout_lakehouse.lib.agp_report.content import RANGES, Unit, range_bounds
+
+    for name, (label, *_) in RANGES.items():
+        for unit in Unit:
+            assert bounds[unit, name].replace("below", "<").replace("above", ">") == range_bounds(name, unit)
+        assert SHOWN_RANGES[name] == label
+
+
+def _dashboard_summary_and_days(marts: PostgresConnection) -> None:
+    found = keyed(rows(marts, "select * from marts.mart_dashboard_summary"), "site", "period", "unit")
+    assert set(found) == {(site, period, unit) for site in ZONES for period in PERIODS for unit in UNITS}
+    for (site, period, unit), row in found.items():
+        values = [reading.glucose_mg_dl for reading in of_period(site, period)]
+        assert row["mean_glucose"] == pytest.approx(fmean(values) / UNITS[unit][0], abs=HALF_A_STEP[unit])
+        assert row["gmi_pct"] == pytest.approx(3.31 + 0.02392 * fmean(values), rel=1e-9)
+        assert row["reading_count"] == len(values)
+        assert row["period_days"] == PERIODS[period]
+    days = keyed(rows(marts, "select * from marts.mart_dashboard_days"), "site", "period", "unit", "reading_date")
+    overview = keyed(rows(marts, "select * from marts.mart_glucose_overview"), "site", "reading_date")
+    for site in ZONES:
+        for period in PERIODS:
+            dates = {reading.local.date() for reading in of_period(site, period)}
+            for unit in UNITS:
+                assert {key[3] for key in days if key[:3] == (site, period, unit)} == dates
+    for (site, _, unit, date_), row in days.items():
+        same = overview[site, date_]
+        assert row["time_in_range_pct"] == same["time_in_range_pct"]
+        assert row["estimated_a1c_7d_avg"] == same["estimated_a1c_7d_avg"]
+        mean = same["avg_glucose_mg_dl"] / UNITS[unit][0]
+        assert row["mean_glucose"] == pytest.approx(mean, abs=HALF_A_STEP[unit])
+        assert row["data_sufficiency"] == ("enough" if same["data_sufficiency_pct"] >= 70 else "few readings")
+
+
+def _dashboard_hours_and_profile(marts: PostgresConnection) -> None:
+    hours = keyed(rows(marts, "select * from marts.mart_dashboard_hours"), "site", "unit", "day_of_week", "hour_of_day")
+    pattern = rows(marts, "select * from marts.mart_glucose_hourly_pattern")
+    assert len(hours) == 2 * len(pattern)
+    for row in pattern:
+        for unit, (divisor, _) in UNITS.items():
+            cell = hours[row["site"], unit, row["day_of_week"], row["hour_of_day"]]
+            assert cell["mean_glucose"] == pytest.approx(row["avg_glucose_mg_dl"] / divisor, abs=HALF_A_STEP[unit])
+            assert cell["weekday_date"].isoweekday() == row["day_of_week"]
+            assert cell["weekday_name"] == cell["weekday_date"].strftime("%a")
+            assert cell["hour_text"] == f"{row['hour_of_day']:02d}"
+    profile = rows(marts, "select * from marts.mart_dashboard_agp")
+    agp = keyed(
+        rows(marts, "select * from marts.mart_glucose_agp where grid_minutes = 5"), "site", "period", "minute_of_day"
+    )
+    assert len(profile) == 3 * 4 * 2 * 288
+    for row in profile:
+        period = {"7 days": "14d"}.get(row["period"], f"{PERIODS[row['period']]}d")
+        same = agp[row["site"], period, row["minute_of_day"]]
+        assert row["clock_time"] == datetime(2000, 1, 1) + timedelta(minutes=row["minute_of_day"])  # noqa: DTZ001
+        if same["smoothed_p50_mg_dl"] is None:
+            assert row["median_glucose"] is None
+        else:
+            median_ = same["smoothed_p50_mg_dl"] / UNITS[row["unit"]][0]
+            assert row["median_glucose"] == pytest.approx(median_, abs=HALF_A_STEP[row["unit"]])
+            assert row["p5_glucose"] <= row["p25_glucose"] <= row["median_glucose"] <= row["p75_glucose"]
+
+
+def _dashboard_episodes(marts: PostgresConnection) -> None:
+    found = rows(marts, "select * from marts.mart_dashboard_episodes where unit = 'mg/dL' and period = '90 days'")
+    facts = rows(marts, "select * from marts.mart_glucose_episodes")
+    assert {row["episode_id"] for row in found} == {row["episode_id"] for row in facts if row["level"] == 1}
+    assert {row["kind_label"] for row in found} == {"Low", "Very low", "High", "Very high"}
+    severe = [row for row in facts if row["level"] == 2]
+    by_id = {row["episode_id"]: row for row in facts}
+    for row in found:
+        same = by_id[row["episode_id"]]
+        end = same["end_timestamp"] or NOW
+        within = [
+            fact
+            for fact in severe
+            if (fact["site"], fact["kind"]) == (same["site"], same["kind"])
+            and same["start_timestamp"] <= fact["start_timestamp"] < end
+        ]
+        label = "Low" if same["kind"] == "hypoglycemia" else "High"
+        assert row["kind_label"] == (f"Very {label.lower()}" if within else label), row
+        assert ("at night" in row["notes"]) is same["is_nocturnal"]
+        assert row["extreme_glucose"] == shown(same["extreme_mg_dl"], "mg/dL")
+
+
+def _attention(marts: PostgresConnection) -> None:
+    found = keyed(rows(marts, "select * from marts.mart_site_attention"), "site", "unit")
+    # Dora has never sent a reading.
+    assert set(found) == {(site, unit) for site in [*ZONES, "dora"] for unit in UNITS}
+    for (site, unit), row in found.items():
+        if site == "dora":
+            assert (row["attention"], row["glucose"], row["reasons"]) == ("No readings", None, _NEVER)
+            continue
+        values = [reading.glucose_mg_dl for reading in of_period(site, "14 days")]
+        shares = {name: 100 * count / len(values) for name, count in ranges(values).items()}
+        last = values[-1]
+        lows = shares["very_low"] >= 1 or shares["below_range"] >= 4
+        highs = shares["in_range"] <= 70 or shares["above_range"] >= 25 or shares["very_high"] >= 5
+        rank = 1 if last < 54 else 2 if lows else 4 if highs else 5
+        assert row["attention_rank"] == rank, row
+        assert row["time_in_range_pct"] == pytest.approx(shares["in_range"], rel=1e-9, abs=1e-9)
+        assert row["glucose_text"] == f"{shown_text(last, unit)} ↗"
+        assert ("very low" in row["reasons"]) is (shares["very_low"] >= 1)
+    for unit in UNITS:
+        order = sorted((row for row in found.values() if row["unit"] == unit), key=lambda row: row["attention_order"])
+        assert [row["attention_order"] for row in order] == [1, 2, 3, 4]
+        assert order == sorted(order, key=lambda row: (row["attention_rank"], -(row["gri"] or 0), row["site"]))
+
+
+_NEVER = "never a reading, too few readings for a judgement"
+
+
+def shown_text(mg_dl: float, unit: str) -> str:
+    return f"{shown(mg_dl, unit):.{UNITS[unit][1]}f}"

@@ -20,8 +20,9 @@ from nightscout_lakehouse.lib.lineage.events import START, JobRun, event
 from nightscout_lakehouse.lib.lineage.facts import ErrorFacts, RunFacts
 from nightscout_lakehouse.lib.lineage.journal import Journal, event_files, read_lines
 from nightscout_lakehouse.lib.lineage.outbox import Outbox
-from nightscout_lakehouse.lib.lineage.redaction import known_secrets, redacted
+from nightscout_lakehouse.lib.redaction import redactor
 from nightscout_lakehouse.lib.settings import Settings, load_settings
+from nightscout_lakehouse.lib.sites import Site
 
 
 @pytest.fixture
@@ -54,7 +55,7 @@ def emit(emitter: Emitter, count: int, start: int = 0) -> None:
 
 
 def opened(settings: Settings) -> Emitter:
-    return Emitter(settings, lambda: known_secrets(settings))
+    return Emitter(settings, lambda: redactor(settings))
 
 
 def names(events: list[dict[str, Any]]) -> list[str]:
@@ -205,7 +206,7 @@ def test_no_secret_passes_in_any_form(settings: Settings) -> None:
             "nightscout_api_secret": SecretStr("a long api secret"),
         }
     )
-    secrets = known_secrets(with_secrets, ["site-token-1"])
+    clean_value = redactor(with_secrets, [Site("anna", "https://x", token=SecretStr("site-token-1"))]).clean_value
     # What Nightscout's API takes in the place of the secret.
     hashed = hashlib.sha1(b"a long api secret").hexdigest()
     text = (
@@ -213,7 +214,7 @@ def test_no_secret_passes_in_any_form(settings: Settings) -> None:
         f"a long api secret a%20long%20api%20secret {hashed} "
         "http://u:unheard-of@host/x?token=unknown-one&count=1 api-secret=another"
     )
-    shown = redacted({"m": [text, {"site-token-1": 1}], "n": 5}, secrets)
+    shown = clean_value({"m": [text, {"site-token-1": 1}], "n": 5})
     for secret in ("p@ss/word9", "p%40ss", "reader-99887766", "site-token-1", "long api", "long%20api", "unheard-of"):
         assert secret not in json.dumps(shown)
     assert hashed not in json.dumps(shown)

@@ -25,6 +25,7 @@ from nightscout_lakehouse.lib.lineage.facts import (
 from nightscout_lakehouse.lib.lineage.journal import event_files, read_lines
 from nightscout_lakehouse.lib.lineage.recorder import RunRecorder
 from nightscout_lakehouse.lib.nightscout_collections import ENTRIES
+from nightscout_lakehouse.lib.redaction import Redactor
 from nightscout_lakehouse.lib.settings import Settings, load_settings
 
 NOW = datetime(2026, 1, 1, 12, tzinfo=UTC)
@@ -51,7 +52,7 @@ def made(monkeypatch: pytest.MonkeyPatch, settings: Settings) -> Made:
 
     def make(with_settings: Settings = settings) -> RunRecorder:
         run = RunFacts(str(uuid4()), "nightscout_pipeline", NOW)
-        return RunRecorder(with_settings, run, CATALOG, Emitter(with_settings, tuple))
+        return RunRecorder(with_settings, run, CATALOG, Emitter(with_settings, Redactor))
 
     return make
 

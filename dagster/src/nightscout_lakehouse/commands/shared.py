@@ -4,7 +4,7 @@ import logging
 import signal
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from functools import wraps
 from types import FrameType
 from typing import ParamSpec, TypeVar
@@ -73,14 +73,9 @@ def home_can_be_written(settings: Settings) -> Iterator[None]:
 
 
 def _log_to(target: Console, settings: Settings) -> None:
-    from nightscout_lakehouse.lib.redaction import redactor
+    from nightscout_lakehouse.lib.redaction import redactor_with_sites
     from nightscout_lakehouse.lib.run_log import log_of_command
-    from nightscout_lakehouse.lib.sites import Site, load_sites
 
     handler = RichHandler(console=target, show_path=False, show_level=False, omit_repeated_times=False, markup=False)
     handler.setFormatter(logging.Formatter("%(message)s"))
-    sites: list[Site] = []
-    # What is wrong with them is said where they are needed.
-    with suppress(LakehouseError):
-        sites = load_sites(settings)
-    log_of_command(settings, redactor(settings, sites), handler)
+    log_of_command(settings, redactor_with_sites(settings), handler)

@@ -5,7 +5,7 @@ The resource `lakehouse` opens it. No asset knows of it, and nothing that goes w
 
 import logging
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -64,9 +64,11 @@ class RunLineage:
         try:
             from nightscout_lakehouse.lib.lineage.emitter import Emitter
             from nightscout_lakehouse.lib.lineage.recorder import RunRecorder
+            from nightscout_lakehouse.lib.redaction import known_sites, redactor
 
             catalog = _catalog()
-            emitter = Emitter(settings, _secrets(settings))
+            sites = known_sites(settings)
+            emitter = Emitter(settings, lambda: redactor(settings, sites))
             lineage = cls(RunRecorder(settings, run_facts(run), catalog, emitter), catalog.check_kinds)
         except Exception:
             logger.warning("This run has no lineage events.", exc_info=True)
@@ -128,22 +130,6 @@ def run_facts(run: dg.DagsterRun) -> "RunFacts":
 
     scheduled = run.tags.get(_SCHEDULED_TIME_TAG)
     return RunFacts(run.run_id, run.job_name, datetime.fromisoformat(scheduled) if scheduled else None)
-
-
-def _secrets(settings: Settings) -> "Callable[[], tuple[str, ...]]":
-    """All secrets there are now: those of the settings and sites, and the passwords that the first run makes."""
-    from nightscout_lakehouse.lib.embedded_postgres import generated_passwords
-    from nightscout_lakehouse.lib.errors import LakehouseError
-    from nightscout_lakehouse.lib.lineage.redaction import known_secrets
-    from nightscout_lakehouse.lib.quality.stages import site_secrets
-    from nightscout_lakehouse.lib.sites import load_sites
-
-    try:
-        of_sites = site_secrets(load_sites(settings))
-    except LakehouseError:
-        # The run fails by it, and says so.
-        of_sites = []
-    return lambda: known_secrets(settings, [*of_sites, *generated_passwords(settings.postgres_dir)])
 
 
 def _catalog() -> "Catalog":

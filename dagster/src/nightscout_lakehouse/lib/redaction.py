@@ -1,18 +1,21 @@
-"""Secrets blacked out of texts that are kept: what a run failed by, what is logged."""
+"""Secrets blacked out of texts that are kept or sent: what a run failed by, what is logged, lineage, alerts."""
 
 import hashlib
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
-from typing import Final
+from functools import cached_property
+from typing import Any, Final
 from urllib.parse import quote, quote_plus, unquote, urlsplit
 
 from pydantic import SecretStr
 
-from nightscout_lakehouse.lib.embedded_postgres import OWNER, SUPERUSER, password_file, read_password
-from nightscout_lakehouse.lib.serving import READER
+from nightscout_lakehouse.lib.alerts.targets import secret_parts
+from nightscout_lakehouse.lib.embedded_postgres import generated_passwords
+from nightscout_lakehouse.lib.errors import LakehouseError
 from nightscout_lakehouse.lib.settings import Settings
-from nightscout_lakehouse.lib.sites import Site
+from nightscout_lakehouse.lib.sites import Site, load_sites
 
 MASK: Final = "***"
 # A shorter one would black out half of every text, and guards nothing.
@@ -23,6 +26,10 @@ _ADDRESSES: Final = frozenset(
     {"nightscout_url", "database_url", "dagster_postgres_url", "openlineage_url", "superset_database_url"}
 )
 
+# Lists of addresses, of which every part may be the secret.
+_ALERT_ADDRESSES: Final = frozenset({"alert_urls", "alert_escalation_urls"})
+_NO_SECRETS: Final = frozenset({"127.0.0.1", "localhost"})
+
 # What looks like a secret, whoever's it is: credentials of a URL, tokens in a query, headers.
 _PATTERNS: Final = (
     (re.compile(r"(?<=://)[^\s/@:]*:[^\s/@]+(?=@)"), MASK),
@@ -30,6 +37,7 @@ _PATTERNS: Final = (
         re.compile(r"(?i)(?<=[?&;])(token|secret|api_secret|password|key|signature|x-amz-[a-z-]+)=[^\s&#\"']+"),
         rf"\1={MASK}",
     ),
+    (re.compile(r"(?i)\b(token|password|secret|api[-_]?key)(=|%3D)[^\s&'\"]+"), rf"\1\2{MASK}"),
     (
         re.compile(r"(?i)\b(api[-_]secret|authorization)(\"?'?\s*[:=]\s*\"?'?)(bearer\s+|basic\s+)?[^\s\"',;&]+"),
         rf"\1\2{MASK}",
@@ -55,11 +63,25 @@ class Redactor:
 
     def clean(self, text: str) -> str:
         """The text without secrets."""
-        for secret in self.secrets:
-            text = text.replace(secret, MASK)
+        if self._known is not None:
+            text = self._known.sub(MASK, text)
         for pattern, replacement in _PATTERNS:
             text = pattern.sub(replacement, text)
         return text
+
+    def clean_value(self, value: Any) -> Any:
+        """A JSON value without secrets in any of its texts, keys included."""
+        if isinstance(value, str):
+            return self.clean(value)
+        if isinstance(value, Mapping):
+            return {self.clean(str(name)): self.clean_value(item) for name, item in value.items()}
+        if isinstance(value, list | tuple | set):
+            return [self.clean_value(item) for item in value]
+        return value
+
+    @cached_property
+    def _known(self) -> re.Pattern[str] | None:
+        return re.compile("|".join(map(re.escape, self.secrets))) if self.secrets else None
 
 
 def redactor(settings: Settings, sites: Sequence[Site] = ()) -> Redactor:
@@ -69,7 +91,19 @@ def redactor(settings: Settings, sites: Sequence[Site] = ()) -> Redactor:
         settings: With the secrets of the environment; those of its embedded Postgres are read from their files.
         sites: The sites, whose secrets the environment may hold under names of their own.
     """
-    return Redactor.of([*_of_settings(settings), *_of_sites(sites), *_of_postgres(settings)])
+    return Redactor.of([*_of_settings(settings), *_of_sites(sites), *generated_passwords(settings.postgres_dir)])
+
+
+def redactor_with_sites(settings: Settings) -> Redactor:
+    """What blacks out every secret, those of the configured sites too."""
+    return redactor(settings, known_sites(settings))
+
+
+def known_sites(settings: Settings) -> list[Site]:
+    """The configured sites; none if they cannot be read, which is said where they are needed."""
+    with suppress(LakehouseError):
+        return load_sites(settings)
+    return []
 
 
 def _of_settings(settings: Settings) -> Iterable[str]:
@@ -80,16 +114,18 @@ def _of_settings(settings: Settings) -> Iterable[str]:
         text = value.get_secret_value()
         if name in _ADDRESSES:
             yield from _of_url(text)
-            continue
-        yield text
-        # A list, such as of the addresses that alerts go to: each may stand alone in a message.
-        yield from re.split(r"[\s,]+", text)
+        elif name in _ALERT_ADDRESSES:
+            yield from (part for part in secret_parts(value) if part not in _NO_SECRETS)
+        else:
+            yield text
 
 
 def _of_url(url: str) -> Iterable[str]:
     try:
         parts = urlsplit(url)
     except ValueError:
+        parts = None
+    if parts is None or not parts.netloc:
         # Nobody can tell which part of it is the secret.
         yield url
         return
@@ -104,13 +140,6 @@ def _of_sites(sites: Sequence[Site]) -> Iterable[str]:
     for site in sites:
         yield site.token.get_secret_value()
         yield site.api_secret.get_secret_value()
-
-
-def _of_postgres(settings: Settings) -> Iterable[str]:
-    for role in (OWNER, SUPERUSER, READER):
-        password = read_password(password_file(settings.postgres_dir, role))
-        if password is not None:
-            yield password.get_secret_value()
 
 
 def _forms(secret: str) -> Iterable[str]:

@@ -68,7 +68,7 @@ class RedactingFilter(logging.Filter):
         if record.stack_info:
             record.stack_info = redactor.clean(record.stack_info)
         if details := getattr(record, "details", None):
-            record.details = _cleaned(details, redactor)
+            record.details = redactor.clean_value(details)
         return True
 
 
@@ -198,13 +198,3 @@ class _LogFile(WatchedFileHandler):
     def _open(self) -> Any:
         self.path.touch(mode=0o600)
         return super()._open()
-
-
-def _cleaned(value: Any, redactor: Redactor) -> Any:
-    if isinstance(value, str):
-        return redactor.clean(value)
-    if isinstance(value, Mapping):
-        return {redactor.clean(str(name)): _cleaned(each, redactor) for name, each in value.items()}
-    if isinstance(value, list | tuple | set):
-        return [_cleaned(each, redactor) for each in value]
-    return value

@@ -203,12 +203,6 @@ class Settings(BaseSettings):
         return self.home / "lineage"
 
     @property
-    def secrets(self) -> tuple[SecretStr, ...]:
-        """All that must never be shown."""
-        values = (getattr(self, name) for name in type(self).model_fields)
-        return tuple(value for value in values if isinstance(value, SecretStr) and value.get_secret_value())
-
-    @property
     def journal_path(self) -> Path:
         """What every run did, until Postgres knows it and for some weeks after."""
         return self.home / "runs.sqlite"

@@ -20,8 +20,8 @@ logger = logging.getLogger("nightscout_lakehouse.alerts")
 )
 def pipeline_failure_alert(context: dg.RunFailureSensorContext) -> None:
     """Say which run failed, where and why."""
-    from nightscout_lakehouse.lib.alerts.runs import run_failed, secrets_of
-    from nightscout_lakehouse.lib.quality.stages import redacted
+    from nightscout_lakehouse.lib.alerts.runs import run_failed
+    from nightscout_lakehouse.lib.redaction import redactor_with_sites
 
     job, run_id = context.dagster_run.job_name, context.dagster_run.run_id
     steps = [step_errors(event) for event in context.get_step_failure_events() if not failed_by_check(event)]
@@ -29,7 +29,7 @@ def pipeline_failure_alert(context: dg.RunFailureSensorContext) -> None:
     message = failure_message(job=job, run_id=run_id, steps=steps, checks=checks, reason=reason)
     settings = load_settings()
     # First to where little can go wrong.
-    logger.error("%s", redacted(message, secrets_of(settings)))
+    logger.error("%s", redactor_with_sites(settings).clean(message))
     run_failed(settings, job=job, run_id=run_id, steps=steps, checks=checks, reason=reason)
 
 

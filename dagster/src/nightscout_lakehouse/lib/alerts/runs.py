@@ -10,12 +10,10 @@ from nightscout_lakehouse.lib.alerts.policy import pipeline_policy
 from nightscout_lakehouse.lib.alerts.rules import Rule
 from nightscout_lakehouse.lib.alerts.run_failure import failure_message
 from nightscout_lakehouse.lib.alerts.store import PIPELINE, AlertStore, Draft, Failing
-from nightscout_lakehouse.lib.alerts.targets import Target, load_targets, secret_parts, send, targets_of
+from nightscout_lakehouse.lib.alerts.targets import Target, load_targets, send, targets_of
 from nightscout_lakehouse.lib.alerts.wording import pipeline_text
-from nightscout_lakehouse.lib.errors import LakehouseError
-from nightscout_lakehouse.lib.quality.stages import redacted, site_secrets
+from nightscout_lakehouse.lib.redaction import redactor_with_sites
 from nightscout_lakehouse.lib.settings import Settings
-from nightscout_lakehouse.lib.sites import load_sites
 
 
 def run_failed(
@@ -47,7 +45,7 @@ def run_failed(
     rule = Rule.DATA_QUALITY if checks else Rule.PIPELINE_FAILURE
     subject = ", ".join([job, *sorted({_cause(line) for line in checks or steps})])
     line = failure_message(job=job, run_id=run_id, steps=steps, checks=checks, reason=reason)
-    detail = redacted(line, secrets_of(settings))
+    detail = redactor_with_sites(settings).clean(line)
     with AlertStore(settings.alerts_dir) as store:
         with store.transaction():
             if store.is_new_run(run_id, now()):
@@ -124,24 +122,6 @@ def advance_run(
         )
         for kind in kinds
     ]
-
-
-def secrets_of(settings: Settings) -> list[str]:
-    """Everything that must not stand in a message, the longest first."""
-    try:
-        sites = load_sites(settings)
-    except LakehouseError:
-        # A run failed by just that, perhaps, and somebody has to be told.
-        sites = []
-    found = [
-        *site_secrets(sites),
-        *(value.get_secret_value() for value in (settings.nightscout_token, settings.nightscout_api_secret)),
-        *secret_parts(settings.alert_urls),
-        *secret_parts(settings.alert_escalation_urls),
-        *secret_parts(settings.database_url),
-        *(value.get_secret_value() for value in (settings.s3_access_key_id, settings.s3_secret_access_key)),
-    ]
-    return sorted(filter(None, found), key=len, reverse=True)
 
 
 def _cause(line: str) -> str:

@@ -7,12 +7,12 @@ The client's own configuration holds: `OPENLINEAGE_URL` with `OPENLINEAGE_API_KE
 import json
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, cast
 
 from nightscout_lakehouse.lib.lineage.journal import Journal
 from nightscout_lakehouse.lib.lineage.outbox import CLOSE_SECONDS, Outbox, Send
-from nightscout_lakehouse.lib.lineage.redaction import redacted
+from nightscout_lakehouse.lib.redaction import Redactor
 from nightscout_lakehouse.lib.settings import Settings
 
 if TYPE_CHECKING:
@@ -29,10 +29,10 @@ class Emitter:
 
     Args:
         settings: Where to write, where to send.
-        secrets: What must not appear in any event; asked for each, since the first run makes some.
+        redactor: Blacks out the secrets of the moment; asked for with each event, since the first run makes some.
     """
 
-    def __init__(self, settings: Settings, secrets: Callable[[], Sequence[str]]) -> None:
+    def __init__(self, settings: Settings, redactor: Callable[[], Redactor]) -> None:
         from openlineage.client import OpenLineageClient
         from openlineage.client.transport.transport import Transport
 
@@ -46,7 +46,7 @@ class Emitter:
             def emit(self, event: Any) -> None:
                 from openlineage.client.serde import Serde
 
-                line = json.dumps(redacted(Serde.to_dict(event), secrets()), separators=(",", ":"))
+                line = json.dumps(redactor().clean_value(Serde.to_dict(event)), separators=(",", ":"))
                 journal.append(line)
                 for outbox in outboxes:
                     outbox.put(line)
@@ -58,7 +58,7 @@ class Emitter:
         except Exception as error:
             logger.warning(
                 "The OpenLineage transport cannot be set up: %s. Events are only written to a file.",
-                redacted(str(error), secrets()),
+                redactor().clean(str(error)),
             )
 
     def begin_run(self) -> None:
