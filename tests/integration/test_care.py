@@ -36,7 +36,7 @@ TOKEN = "reader-0123456789abcdef"
 PERSON = "berta-k"
 SERIAL = "G7-serial-4711-XYZ"
 NOTE = "Lunch at aunt Hedwig's house"
-DAYS = 9
+DAYS = 6
 
 
 def lakehouse(*arguments: str, answer: str | None = None) -> Result:

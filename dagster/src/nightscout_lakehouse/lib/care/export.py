@@ -101,7 +101,7 @@ _TABLES: Final[Mapping[What, _Table]] = {
         "reading_date",
         ("reading_date",),
         (
-            *("reading_date", "day_of_week", "is_weekend", "day_length_hours", "expected_reading_count"),
+            *("reading_date", "day_of_week", "is_weekend", "expected_reading_count"),
             *("reading_count", "data_sufficiency_pct", "avg_glucose_mg_dl", "median_glucose_mg_dl"),
             *("sd_glucose_mg_dl", "cv_pct", "min_glucose_mg_dl", "max_glucose_mg_dl", "time_very_low_pct"),
             *("time_low_pct", "time_in_range_pct", "time_high_pct", "time_very_high_pct", "time_below_range_pct"),
@@ -243,17 +243,24 @@ def _read(
     selected = ["shown as site", *(_expression(name, kinds[name], deidentify=deidentify) for name in columns)]
     order = ["shown", *(f"model.{name}" for name in table.order_by)]
     day = f"model.{table.day_column}"
+    # Everybody knows the day on which clocks change: it would tell by how many weeks the dates were moved.
+    is_usual_day = f"{_midnight(f'{day} + 1')} - {_midnight(day)} = interval 24 hours" if deidentify else "true"
     result: pa.Table = warehouse.execute(
         f"""
         select {", ".join(selected)}
         from curated.{table.model} as model
         join export_sites using (site)
-        where {day} between coalesce(?, {day}) and coalesce(?, {day})
+        join curated.dim_site as site_of using (site)
+        where {day} between coalesce(?, {day}) and coalesce(?, {day}) and {is_usual_day}
         order by {", ".join(order)}
         """,
         [since, until],
     ).to_arrow_table()
     return result
+
+
+def _midnight(day: str) -> str:
+    return f"timezone(site_of.timezone, ({day})::timestamp)"
 
 
 def _expression(name: str, kind: str, *, deidentify: bool) -> str:
@@ -332,7 +339,7 @@ def _readme(exported: Sequence[ExportedTable], since: date | None, until: date |
         lines += [
             "De-identified: names, ids, devices, notes and the time zone are left out. All dates of a person are",
             "moved back by the same number of whole weeks: weekdays, times of day and distances are kept, seasons are",
-            "not. Neither the number nor who is who is kept anywhere.",
+            "not. Days on which clocks change are left out. Neither the number nor who is who is kept anywhere.",
             "",
             "This is not anonymous: whoever has the original readings finds them again by their values, and whoever",
             "knows from which day the newest ones are can count the weeks. Treat it as health data.",
