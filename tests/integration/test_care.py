@@ -24,6 +24,7 @@ from nightscout_lakehouse.demo import DemoOptions, DemoServer, DemoStore, Person
 from nightscout_lakehouse.instance import execute_job, prepare_environment
 from nightscout_lakehouse.lib.care.traces import every_file
 from nightscout_lakehouse.lib.dashboard.databases import metadata_connection
+from nightscout_lakehouse.lib.errors import LakehouseError
 from nightscout_lakehouse.lib.lake import Lake
 from nightscout_lakehouse.lib.quality.conservation import compare_with_raw_files
 from nightscout_lakehouse.lib.serving import serving_database
@@ -277,7 +278,7 @@ def test_a_user_is_told_what_an_export_cannot_do(course: Course) -> None:
     assert not (course.folder / "no export").exists()
 
 
-def test_a_person_is_forgotten_everywhere_and_the_others_stay(course: Course) -> None:
+def test_a_person_is_forgotten_everywhere_and_the_others_stay(course: Course, monkeypatch: pytest.MonkeyPatch) -> None:
     settings = course.settings
     assert "is still configured (sites.toml)" in said(lakehouse("forget", PERSON, "--yes"))
 
@@ -306,6 +307,15 @@ def test_a_person_is_forgotten_everywhere_and_the_others_stay(course: Course) ->
     assert SERIAL.encode() in told, "else the search below proves nothing"
     assert TOKEN.encode() not in told
     assert f"agp-{PERSON}".encode() in b"".join(str(path).encode() for path in every_file(settings.home))
+
+    # Killed where it hurts most: the old cluster is aside, the new one is empty, and the lake has nothing to search for.
+    def killed(*_: object) -> None:
+        raise LakehouseError("Killed.")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("nightscout_lakehouse.lib.care.forget.restore_database", killed)
+        assert "Killed." in said(lakehouse("forget", PERSON, "--yes", "--with-dropped-files"))
+    assert "Forgetting berta-k was not finished." in said(lakehouse("forget", "nobody", "--yes"))
 
     done = lakehouse("forget", PERSON, "--yes", "--with-dropped-files")
     assert done.exit_code == 0, done.output

@@ -560,9 +560,22 @@ def client_environment() -> dict[str, str]:
     return _environment()
 
 
-def is_running(directory: Path) -> bool:
-    """Whether the server of this folder runs, for whomever."""
-    return directory.is_dir() and _is_alive(directory)
+def stop_if_unused(directory: Path) -> bool:
+    """Stop a server that outlived its killed users.
+
+    Returns:
+        Whether no server runs; false where somebody uses it.
+    """
+    if not directory.is_dir():
+        return True
+    users = _open_lock(directory / "users.lock")
+    try:
+        if not _try_lock(users, fcntl.LOCK_EX):
+            return False
+        _stop(directory)
+        return not _is_alive(directory)
+    finally:
+        os.close(users)
 
 
 def _environment() -> dict[str, str]:

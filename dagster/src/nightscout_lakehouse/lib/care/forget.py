@@ -40,7 +40,7 @@ from nightscout_lakehouse.lib.care.traces import (
     in_warehouse,
 )
 from nightscout_lakehouse.lib.dashboard.databases import metadata_connection
-from nightscout_lakehouse.lib.embedded_postgres import is_running, write_private_file
+from nightscout_lakehouse.lib.embedded_postgres import stop_if_unused, write_private_file
 from nightscout_lakehouse.lib.errors import LakehouseError
 from nightscout_lakehouse.lib.lake import Lake, processing_state_file, raw_folder, sql_text
 from nightscout_lakehouse.lib.locking import lake_lock
@@ -173,7 +173,7 @@ def forget(settings: Settings, found: Survey, *, with_dropped_files: bool = Fals
             f"{settings.home} still has what a restore replaced: {', '.join(aside)}.", "Remove it first."
         )
     with lake_lock(settings, "lakehouse forget", wait_seconds=0):
-        if is_running(settings.postgres_dir):
+        if not stop_if_unused(settings.postgres_dir):
             raise LakehouseError("The database of this lakehouse is in use.", "Stop `make dev` and try again.")
         note = {"site": site, "probes": found.traces.probes}
         write_private_file(settings.home / NOTE, json.dumps(note))
@@ -184,7 +184,7 @@ def forget(settings: Settings, found: Survey, *, with_dropped_files: bool = Fals
             result.removed["dropped files"] = len(found.dropped_files)
         if settings.warehouse_path.is_file():
             result.removed["rows of the warehouse"] = _forget_in_warehouse(settings, lake, site)
-        if settings.database_url.get_secret_value() or (settings.postgres_dir / "data").is_dir():
+        if settings.database_url.get_secret_value() or _has_cluster(settings):
             result.removed["rows in Postgres"] = _forget_in_postgres(settings, found.traces)
         dagster = dagster_database(settings)
         if dagster is not None:
@@ -329,6 +329,10 @@ def _sequences(warehouse: duckdb.DuckDBPyConnection) -> dict[tuple[str, str], in
 # The serving database
 
 
+def _has_cluster(settings: Settings) -> bool:
+    return any((settings.postgres_dir / name).is_dir() for name in ("data", "data.forgotten"))
+
+
 def _forget_in_postgres(settings: Settings, traces: Traces) -> int:
     """Delete the rows, and leave nothing of them in the files of a server that is ours."""
     if settings.database_url.get_secret_value():
@@ -337,22 +341,24 @@ def _forget_in_postgres(settings: Settings, traces: Traces) -> int:
             _count_published(connection)
             _vacuum(connection, tables)
         return removed
-    scratch = settings.home / "tmp"
-    scratch.mkdir(parents=True, exist_ok=True)
-    dump, of_superset = scratch / "forgetting.dump", scratch / "forgetting.superset.dump"
-    old = settings.postgres_dir / "data.forgotten"
-    for leftover in (dump, of_superset):
-        leftover.unlink(missing_ok=True)
-    with serving_database(settings) as connection:
-        _, removed = delete_rows(connection, traces, SCHEMAS)
-        _count_published(connection)
-        dump_database(connection, dump)
-        superset = superset_database(settings, connection)
-        if superset is not None and not settings.superset_database_url.get_secret_value():
-            dump_database(superset, of_superset, ())
-    # The old cluster has the rows in its pages and its log; a new one never had them.
-    shutil.rmtree(old, ignore_errors=True)
-    (settings.postgres_dir / "data").rename(old)
+    directory, removed = settings.postgres_dir, 0
+    data, old = directory / "data", directory / "data.forgotten"
+    dump, of_superset = directory / "forgetting.dump", directory / "forgetting.superset.dump"
+    # The old cluster has the rows in its pages and its log; a new one never had them. Where the old one is aside
+    # already, the dumps are whole, and a forgetting was killed while it filled the new one.
+    if old.is_dir():
+        shutil.rmtree(data, ignore_errors=True)
+    else:
+        for leftover in (dump, of_superset):
+            leftover.unlink(missing_ok=True)
+        with serving_database(settings) as connection:
+            _, removed = delete_rows(connection, traces, SCHEMAS)
+            _count_published(connection)
+            dump_database(connection, dump)
+            superset = superset_database(settings, connection)
+            if superset is not None and not settings.superset_database_url.get_secret_value():
+                dump_database(superset, of_superset, ())
+        data.rename(old)
     with serving_database(settings) as connection:
         restore_database(connection, dump)
         prepare_again(settings, connection)

@@ -29,7 +29,7 @@ from nightscout_lakehouse.lib.care.backup import (
 from nightscout_lakehouse.lib.care.files import copy_file
 from nightscout_lakehouse.lib.care.postgres_dump import SCHEMAS, restore_database
 from nightscout_lakehouse.lib.dashboard.databases import metadata_connection
-from nightscout_lakehouse.lib.embedded_postgres import is_running, password_file
+from nightscout_lakehouse.lib.embedded_postgres import password_file, stop_if_unused
 from nightscout_lakehouse.lib.errors import LakehouseError
 from nightscout_lakehouse.lib.lake import Lake
 from nightscout_lakehouse.lib.locking import lake_lock
@@ -84,7 +84,7 @@ def restore(settings: Settings, source: Path, *, replace: bool = False, with_pos
                 f"{settings.home} is not empty: it has {', '.join(path.name for path in present[:4])}.",
                 "Set LAKEHOUSE_HOME to a new folder, or add --replace: what is there is then moved aside.",
             )
-        if is_running(settings.postgres_dir):
+        if not stop_if_unused(settings.postgres_dir):
             raise LakehouseError("The database of this lakehouse is in use.", "Stop `make dev` and try again.")
         lake = Lake.open(settings)
         is_inside = lake.is_local and Path(lake.url).is_relative_to(settings.home)
