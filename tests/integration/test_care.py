@@ -308,7 +308,7 @@ def test_a_person_is_forgotten_everywhere_and_the_others_stay(course: Course, mo
     assert TOKEN.encode() not in told
     assert f"agp-{PERSON}".encode() in b"".join(str(path).encode() for path in every_file(settings.home))
 
-    # Killed where it hurts most: the old cluster is aside, the new one is empty, and the lake has nothing to search for.
+    # Killed where it hurts most: the old cluster is aside, the new one is empty, the lake has nothing to search for.
     def killed(*_: object) -> None:
         raise LakehouseError("Killed.")
 
