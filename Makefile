@@ -52,11 +52,13 @@ sites-check: $(SYNCED) ## Reach every Nightscout server
 test: $(SYNCED) $(SUPERSET_SYNCED) ## Run all tests
 	@$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder
 
-lint: $(SYNCED) ## Check style, types and SQL
+lint: $(SYNCED) ## Check style, types, SQL and security
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
 	@$(BIN)/sqlfluff lint --disable-progress-bar dbt/models dbt/tests
+	@$(BIN)/bandit --quiet --configfile pyproject.toml --severity-level medium --recursive dagster/src scripts
+	@$(BIN)/python scripts/audit_dependencies.py
 
 format: $(SYNCED) ## Mend what can be mended by a program
 	@$(BIN)/ruff check --fix .

@@ -141,7 +141,7 @@ def _replay(request: dict[str, Any], url: str, *, is_refused: bool) -> httpx.Res
         headers["Authorization"] = f"Bearer {token}"
     if "api-secret" in names:
         secret = "another secret" if is_refused else SECRET
-        headers["api-secret"] = hashlib.sha1(secret.encode()).hexdigest()
+        headers["api-secret"] = hashlib.sha1(secret.encode(), usedforsecurity=False).hexdigest()
     return httpx.request(
         request["method"],
         url + path,

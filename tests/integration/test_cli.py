@@ -33,6 +33,7 @@ pytestmark = [pytest.mark.e2e, pytest.mark.postgres]
 TOKEN = "reader-0123456789abcdef"
 COMMANDS = [
     *("run", "backfill", "dev", "status", "doctor", "check", "sql", "demo-server", "clean", "sites"),
+    *("backup", "restore", "export", "forget", "compact"),
     *("validate", "quarantine", "import", "sources", "report", "alerts", "lineage", "dashboard"),
 ]
 BAD_DOCUMENTS: dict[str, dict[str, Any]] = {

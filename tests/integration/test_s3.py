@@ -16,8 +16,10 @@ import httpx
 import pyarrow as pa
 import pytest
 
+from nightscout_lakehouse.lib.care.backup import back_up
+from nightscout_lakehouse.lib.care.restore import restore
 from nightscout_lakehouse.lib.dbt_project import DbtProject
-from nightscout_lakehouse.lib.errors import LakeError
+from nightscout_lakehouse.lib.errors import LakeError, LakehouseError
 from nightscout_lakehouse.lib.ingestion import write_batch
 from nightscout_lakehouse.lib.lake import Lake
 from nightscout_lakehouse.lib.nightscout_client import documents_from_json
@@ -191,3 +193,30 @@ def test_a_bucket_that_cannot_be_used_is_named(
     assert "not-the-secret" not in message
     with pytest.raises(LakeError):
         Lake.open(settings).read_json("raw/x.json")
+
+
+def test_a_bucket_is_backed_up_and_restored_into_an_empty_one(
+    bucket: Bucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = load_settings()
+    lake = Lake.open(settings)
+    write_batch(
+        lake, "anna", 1, documents_from_json([json.dumps(document(n, 5 * n, 100)) for n in range(1, 31)]), FETCHED_AT
+    )
+    process_sites([SITE], settings, lake)
+    manifest = back_up(settings, tmp_path / "saved", with_postgres=False)
+    assert SECRET_KEY not in (tmp_path / "saved" / "manifest.json").read_text()
+    with pytest.raises(LakehouseError, match="is not empty"):
+        restore(settings, tmp_path / "saved", replace=True)
+
+    monkeypatch.setenv("LAKEHOUSE_HOME", str(tmp_path / "another home"))
+    monkeypatch.setenv("LAKE_URL", "s3://lake/another")
+    elsewhere = load_settings()
+    restore(elsewhere, tmp_path / "saved")
+    saved = {file.path.removeprefix("lake/") for file in manifest.files if file.path.startswith("lake/")}
+    assert saved == set(Lake.open(elsewhere).list_files("raw", recursive=True)) | set(
+        Lake.open(elsewhere).list_files("processed", recursive=True)
+    )
+    with connect(elsewhere, elsewhere.warehouse_path, read_only=True) as warehouse:
+        # The view reads the new place.
+        assert warehouse.execute("select count(*) from lake.nightscout_entries").fetchall() == [(30,)]

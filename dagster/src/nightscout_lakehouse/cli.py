@@ -21,6 +21,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from nightscout_lakehouse.commands.alerts import alerts_app
+from nightscout_lakehouse.commands.care import care_app
 from nightscout_lakehouse.commands.dashboard import dashboard_app
 from nightscout_lakehouse.commands.lineage import lineage_app
 from nightscout_lakehouse.commands.shared import EXIT_FAILURE, console, errors
@@ -46,6 +47,7 @@ app.add_typer(sites_app, name="sites")
 quarantine_app = typer.Typer(help="Documents that were refused: list, show, judge anew.", no_args_is_help=True)
 app.add_typer(quarantine_app, name="quarantine")
 app.add_typer(alerts_app, name="alerts")
+app.add_typer(care_app)
 app.add_typer(lineage_app, name="lineage")
 app.add_typer(dashboard_app, name="dashboard")
 
@@ -170,10 +172,10 @@ def doctor() -> None:
     for title in ("", "check", "what was found", "how to mend it"):
         table.add_column(title, overflow="fold")
     for finding in findings:
-        mark = "[green]ok[/]" if finding.is_ok else "[red]no[/]"
+        mark = "[green]ok[/]" if finding.is_ok else "[yellow]![/]" if finding.is_warning else "[red]no[/]"
         table.add_row(mark, finding.check, finding.found, "" if finding.is_ok else finding.remedy)
     console.print(table)
-    if not all(finding.is_ok for finding in findings):
+    if not all(finding.is_ok or finding.is_warning for finding in findings):
         raise typer.Exit(EXIT_FAILURE)
 
 

@@ -8,7 +8,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from nightscout_lakehouse.lib.alerts.targets import check_targets, load_targets
@@ -17,7 +17,7 @@ from nightscout_lakehouse.lib.errors import LakehouseError
 from nightscout_lakehouse.lib.lake import Lake
 from nightscout_lakehouse.lib.quality.stages import check_suites
 from nightscout_lakehouse.lib.serving import serving_database
-from nightscout_lakehouse.lib.settings import REPOSITORY_ROOT, Settings, load_settings
+from nightscout_lakehouse.lib.settings import REPOSITORY_ROOT, Settings, can_be_read_by_others, load_settings
 from nightscout_lakehouse.lib.sites import load_sites
 from nightscout_lakehouse.lib.sources.file_drop import sites_of_files
 from nightscout_lakehouse.lib.warehouse import connect_warehouse, link_extension
@@ -28,12 +28,13 @@ _LEAST_FREE_GB = 1.0
 
 @dataclass(frozen=True)
 class Finding:
-    """One check: what was found, and how to mend it where it is not well."""
+    """One check: what was found, and how to mend it where it is not well; a warning keeps nothing from running."""
 
     check: str
     is_ok: bool
     found: str
     remedy: str = ""
+    is_warning: bool = False
 
 
 def examine() -> list[Finding]:
@@ -56,7 +57,8 @@ def examine() -> list[Finding]:
         ("port", _port),
         ("dashboards", _dashboards),
     ]
-    return [*findings, *(_finding(name, check, settings) for name, check in checks)]
+    private = replace(_finding("secrets", secrets_are_private, settings), is_warning=True)
+    return [*findings, private, *(_finding(name, check, settings) for name, check in checks)]
 
 
 def _finding(name: str, check: Callable[[Settings], str], settings: Settings) -> Finding:
@@ -112,6 +114,21 @@ def _sites(settings: Settings) -> str:
         ", ".join(f"{site.name} ({site.url or 'from files'})" for site in sites)
         or "none: the bundled demo person is read"
     )
+
+
+def secrets_are_private(settings: Settings) -> str:
+    """Who can read the files that hold secrets.
+
+    Raises:
+        LakehouseError: Others can read `.env`.
+    """
+    dotenv = Path(".env")
+    others = f"; {settings.secrets_file} is closed to others" if settings.secrets_file else ""
+    if not dotenv.is_file():
+        return f"no .env here{others}"
+    if can_be_read_by_others(dotenv):
+        raise LakehouseError(".env can be read by others on this machine.", "Run: chmod 600 .env")
+    return f"only you can read .env{others}"
 
 
 def _suites(_: Settings) -> str:

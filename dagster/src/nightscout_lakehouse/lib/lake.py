@@ -3,6 +3,7 @@
 Layout below the root:
 
     raw/<collection>/site=<site>/batch=<number>.parquet         documents as they came, immutable
+    raw/<collection>/site=<site>/batch=<first>-<last>.parquet   the same of several batches (`lakehouse compact`)
     raw/<collection>/site=<site>/state.json                     how far the site has been read
     raw/nightscout_entries/site=<site>/imports.json             which files have been imported
     processed/<collection>/kind=<kind>/site=<site>/month=<YYYY-MM>/<file>.parquet
@@ -14,6 +15,7 @@ The collections are `nightscout_entries`, `nightscout_treatments`, `nightscout_d
 
 import json
 import os
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -238,12 +240,59 @@ def batch_file(site: str, batch: int, collection: Collection = ENTRIES) -> str:
     return f"{raw_folder(site, collection)}/batch={batch:08d}.parquet"
 
 
+@dataclass(frozen=True)
+class RawFile:
+    """A file of raw documents: of one batch, or of several in a row whose rows still say which batch they are of.
+
+    Attributes:
+        path: Relative to the root.
+        first: Number of its first batch.
+        last: Number of its last batch.
+    """
+
+    path: str
+    first: int
+    last: int
+
+
 def batch_number(path: str) -> int | None:
-    """The number in a batch file's name, or None if the file is none."""
-    name = path.rpartition("/")[2]
-    if not (name.startswith("batch=") and name.endswith(".parquet")):
-        return None
-    return int(name.removeprefix("batch=").removesuffix(".parquet"))
+    """The number in a batch file's name, the last one where there are several; None if the file is none."""
+    found = _batches_of(path)
+    return found[1] if found else None
+
+
+def raw_files(lake: Lake, site: str, collection: Collection = ENTRIES) -> list[RawFile]:
+    """The raw files of a site in the order of their batches, each batch in one of them.
+
+    Files that a larger one has taken in do not count: a compaction that was killed leaves some.
+    """
+    return [file for file, is_taken_in in _all_raw_files(lake, site, collection) if not is_taken_in]
+
+
+def superseded_files(lake: Lake, site: str, collection: Collection = ENTRIES) -> list[RawFile]:
+    """The raw files whose batches are all in a larger one too."""
+    return [file for file, is_taken_in in _all_raw_files(lake, site, collection) if is_taken_in]
+
+
+def merged_file(site: str, first: int, last: int, collection: Collection = ENTRIES) -> str:
+    """The file of several batches in a row."""
+    return f"{raw_folder(site, collection)}/batch={first:08d}-{last:08d}.parquet"
+
+
+def _all_raw_files(lake: Lake, site: str, collection: Collection) -> list[tuple[RawFile, bool]]:
+    paths = [(path, _batches_of(path)) for path in lake.list_files(raw_folder(site, collection))]
+    files = [RawFile(path, *batches) for path, batches in paths if batches is not None]
+    found, reached = [], 0
+    # Of those that begin at the same batch the longest first.
+    for file in sorted(files, key=lambda file: (file.first, -file.last)):
+        found.append((file, file.last <= reached))
+        reached = max(reached, file.last)
+    return found
+
+
+def _batches_of(path: str) -> tuple[int, int] | None:
+    match = re.fullmatch(r"batch=(\d+)(?:-(\d+))?\.parquet", path.rpartition("/")[2])
+    return (int(match[1]), int(match[2] or match[1])) if match else None
 
 
 def ingestion_state_file(site: str, collection: Collection = ENTRIES) -> str:

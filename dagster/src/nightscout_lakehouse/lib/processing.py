@@ -20,12 +20,12 @@ from nightscout_lakehouse.lib.ingestion import site_timezone
 from nightscout_lakehouse.lib.lake import (
     LAYOUT_FILE,
     Lake,
+    RawFile,
     batch_file,
-    batch_number,
     partition_file,
     partition_files,
     processing_state_file,
-    raw_folder,
+    raw_files,
     sql_list,
     sql_text,
 )
@@ -239,23 +239,34 @@ def _view_sql(lake: Lake, collection: Collection) -> str:
     return f"select {', '.join(collection.view_columns)} from {source}"
 
 
-def pending_batches(lake: Lake, site: str, collection: Collection = ENTRIES) -> list[int]:
-    """Numbers of the batches that are written and not processed yet, in order."""
+def pending_files(lake: Lake, site: str, collection: Collection = ENTRIES) -> list[RawFile]:
+    """Raw files that are written and not processed yet, in the order of their batches."""
     state = lake.read_json(processing_state_file(site, collection))
     if state is None:
-        return all_batches(lake, site, collection)
-    pending: list[int] = []
+        return raw_files(lake, site, collection)
     number = int(state["processed_batch"]) + 1
-    while lake.exists(batch_file(site, number, collection)):
-        pending.append(number)
+    if number <= int(state.get("rebuilt_until", 0)):
+        return [file for file in raw_files(lake, site, collection) if file.last >= number]
+    # Compaction leaves alone what is not processed, so no list of all files is needed.
+    pending: list[RawFile] = []
+    while lake.exists(path := batch_file(site, number, collection)):
+        pending.append(RawFile(path, number, number))
         number += 1
     return pending
 
 
+def pending_batches(lake: Lake, site: str, collection: Collection = ENTRIES) -> list[int]:
+    """Numbers of the batches that are written and not processed yet, in order."""
+    return _numbers(pending_files(lake, site, collection))
+
+
 def all_batches(lake: Lake, site: str, collection: Collection = ENTRIES) -> list[int]:
     """Numbers of all the batches of a site, in order."""
-    numbers = (batch_number(path) for path in lake.list_files(raw_folder(site, collection)))
-    return sorted(number for number in numbers if number is not None)
+    return _numbers(raw_files(lake, site, collection))
+
+
+def _numbers(files: Sequence[RawFile]) -> list[int]:
+    return [number for file in files for number in range(file.first, file.last + 1)]
 
 
 def _process_site(
@@ -270,7 +281,10 @@ def _process_site(
     _register_site(warehouse, site, timezone, source)
     batches: list[BatchAccounting] = []
     partitions = size_bytes = days = 0
-    for step in _steps(lake, site.name, collection):
+    pending = pending_files(lake, site.name, collection)
+    # Where files of several batches are read again, a run that is killed goes on among them.
+    until = {"rebuilt_until": pending[-1].last} if any(file.first != file.last for file in pending) else {}
+    for step in _steps(lake, pending, collection):
         with connect(settings) as engine:
             engine.execute("set temp_directory = ?", [str(settings.home / "tmp")])
             work = _SiteStep(engine, lake, site.name, timezone, step, collection)
@@ -283,7 +297,7 @@ def _process_site(
         size_bytes += sum(lake.size_bytes(file) for file in written)
         lake.write_json(
             processing_state_file(site.name, collection),
-            {"processed_batch": step[-1], "processed_at": datetime.now(UTC).isoformat()},
+            {"processed_batch": step[-1].last, "processed_at": datetime.now(UTC).isoformat(), **until},
         )
         batches += accounting
         days += len(changed_days)
@@ -306,16 +320,16 @@ def _process_site(
     )
 
 
-def _steps(lake: Lake, site: str, collection: Collection) -> list[list[int]]:
-    """Pending batches in groups of bounded size."""
-    steps: list[list[int]] = []
+def _steps(lake: Lake, pending: Sequence[RawFile], collection: Collection) -> list[list[RawFile]]:
+    """Pending files in groups of bounded size."""
+    steps: list[list[RawFile]] = []
     documents = 0
-    for number in pending_batches(lake, site, collection):
-        rows = lake.parquet_rows(batch_file(site, number, collection))
+    for file in pending:
+        rows = lake.parquet_rows(file.path)
         if not steps or documents + rows > collection.documents_per_step:
             steps.append([])
             documents = 0
-        steps[-1].append(number)
+        steps[-1].append(file)
         documents += rows
     return steps
 
@@ -384,7 +398,7 @@ class _SiteStep:
         lake: Lake,
         site: str,
         timezone: str,
-        batches: Sequence[int],
+        batches: Sequence[RawFile],
         collection: Collection,
     ) -> None:
         self._engine = engine
@@ -397,7 +411,7 @@ class _SiteStep:
 
     def load(self) -> None:
         """Parse the batches, and find the rows that each partition holds before and after."""
-        files = [self._lake.duckdb_path(batch_file(self._site, number, self._collection)) for number in self._batches]
+        files = [self._lake.duckdb_path(file.path) for file in self._batches]
         incoming = self._rules.incoming_sql(files, self._site, self._timezone)
         self._engine.execute(f"create temp table incoming as {incoming}")
         self._load_held()

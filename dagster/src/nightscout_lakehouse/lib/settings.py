@@ -43,6 +43,8 @@ class Settings(BaseSettings):
     duckdb_memory_limit: str = Field("2GB", validation_alias="DUCKDB_MEMORY_LIMIT")
     duckdb_threads: int = Field(0, ge=0, validation_alias="DUCKDB_THREADS")
 
+    secrets_file: Path | None = Field(None, validation_alias="LAKEHOUSE_SECRETS_FILE")
+
     sites_file: Path = Field(Path("sites.toml"), validation_alias="LAKEHOUSE_SITES_FILE")
     nightscout_url: SecretStr = Field(SecretStr(""), validation_alias="NIGHTSCOUT_URL")
     nightscout_token: SecretStr = Field(SecretStr(""), validation_alias="NIGHTSCOUT_TOKEN")
@@ -238,7 +240,8 @@ def load_settings() -> Settings:
         ConfigurationError: A value is malformed; names the variable, never shows a secret's value.
     """
     try:
-        return Settings()
+        # pydantic's own argument: of several files the last one counts, the environment before all.
+        return Settings(_env_file=_secret_files())
     except ValidationError as error:
         problems = "; ".join(
             f"{'.'.join(str(part) for part in problem['loc'])}: {problem['msg']}" for problem in error.errors()
@@ -251,10 +254,35 @@ def load_settings() -> Settings:
 
 def site_secret(variable: str) -> SecretStr:
     """The secret that a site of `sites.toml` names by its environment variable; empty if it is not set."""
-    return SecretStr(os.environ.get(variable, "") or _from_dotenv(variable))
+    return SecretStr(os.environ.get(variable, "") or _from_files(variable))
 
 
-def _from_dotenv(variable: str) -> str:
+def _from_files(variable: str) -> str:
     from dotenv import dotenv_values
 
-    return dotenv_values(".env").get(variable) or ""
+    return next((value for file in reversed(_secret_files()) if (value := dotenv_values(file).get(variable))), "")
+
+
+def _secret_files() -> tuple[Path, ...]:
+    """`.env`, and the file that `LAKEHOUSE_SECRETS_FILE` names, which only its owner may read.
+
+    Raises:
+        ConfigurationError: That file is not there, or others can read it.
+    """
+    from dotenv import dotenv_values
+
+    dotenv = Path(".env")
+    named = os.environ.get("LAKEHOUSE_SECRETS_FILE") or dotenv_values(dotenv).get("LAKEHOUSE_SECRETS_FILE")
+    if not named:
+        return (dotenv,)
+    path = Path(named).expanduser()
+    if not path.is_file():
+        raise ConfigurationError(f"LAKEHOUSE_SECRETS_FILE names {path}, which is not there.", "Make it, or unset it.")
+    if can_be_read_by_others(path):
+        raise ConfigurationError(f"{path} holds secrets, and others can read it.", f"Run: chmod 600 {path}")
+    return (dotenv, path)
+
+
+def can_be_read_by_others(path: Path) -> bool:
+    """Whether a file's permissions let its group or everybody read or write it."""
+    return bool(path.stat().st_mode & 0o066)

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from nightscout_lakehouse.lib.lake import Lake, sql_text
+from nightscout_lakehouse.lib.lake import Lake, raw_files, sql_list
 from nightscout_lakehouse.lib.nightscout_collections import COLLECTIONS
 from nightscout_lakehouse.lib.settings import Settings
 from nightscout_lakehouse.lib.warehouse import open_warehouse
@@ -33,16 +33,17 @@ def compare_with_raw_files(settings: Settings, lake: Lake) -> Conservation:
             " (collection varchar, site varchar, batch bigint, documents bigint, deletions bigint)"
         )
         for collection in COLLECTIONS:
-            if not any(lake.list_files(folder) for folder in lake.list_folders(f"raw/{collection.name}")):
+            sites = [folder.rpartition("site=")[2] for folder in lake.list_folders(f"raw/{collection.name}")]
+            files = [lake.duckdb_path(file.path) for site in sites for file in raw_files(lake, site, collection)]
+            if not files:
                 continue
-            pattern = sql_text(lake.duckdb_path(f"raw/{collection.name}/site=*/batch=*.parquet"))
             warehouse.execute(
                 f"""
                 insert into raw_rows
                 select
                     ?, site, batch,
                     count(*) filter (operation = 'upsert'), count(*) filter (operation = 'delete')
-                from read_parquet({pattern}, hive_partitioning = true, hive_types = {{'site': 'varchar'}})
+                from read_parquet({sql_list(files)}, hive_partitioning = true, hive_types = {{'site': 'varchar'}})
                 group by site, batch
                 """,
                 [collection.name],

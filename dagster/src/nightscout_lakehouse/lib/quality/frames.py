@@ -17,8 +17,8 @@ from typing import Any
 
 import duckdb
 
-from nightscout_lakehouse.lib.lake import Lake, batch_file, sql_list, sql_text
-from nightscout_lakehouse.lib.processing import all_batches, pending_batches
+from nightscout_lakehouse.lib.lake import Lake, raw_files, sql_list, sql_text
+from nightscout_lakehouse.lib.processing import pending_files
 from nightscout_lakehouse.lib.quality.suites import Scope
 from nightscout_lakehouse.lib.quality.validation import Piece
 
@@ -133,9 +133,9 @@ def raw_frame(
     Makes the temporary table `raw_superseded`: documents of several batches, with the last one.
     """
     files = [
-        (site, lake.duckdb_path(batch_file(site, number)))
+        (site, lake.duckdb_path(file.path))
         for site in sites
-        for number in (all_batches(lake, site) if everything else pending_batches(lake, site))
+        for file in (raw_files(lake, site) if everything else pending_files(lake, site))
     ]
     connection.execute(
         "create or replace temp table raw_superseded (site varchar, document_id varchar, last_batch bigint)"

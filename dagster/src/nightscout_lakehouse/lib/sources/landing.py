@@ -10,7 +10,6 @@ import pyarrow as pa
 from nightscout_lakehouse.lib.ingestion import write_batch
 from nightscout_lakehouse.lib.lake import (
     Lake,
-    batch_file,
     batch_number,
     partition_files,
     raw_folder,
@@ -18,7 +17,7 @@ from nightscout_lakehouse.lib.lake import (
 )
 from nightscout_lakehouse.lib.nightscout_client import Document
 from nightscout_lakehouse.lib.nightscout_collections import ENTRIES
-from nightscout_lakehouse.lib.processing import pending_batches
+from nightscout_lakehouse.lib.processing import pending_files
 from nightscout_lakehouse.lib.settings import Settings
 from nightscout_lakehouse.lib.sources.base import LeftOut, Source, SourceDocument
 from nightscout_lakehouse.lib.warehouse import connect
@@ -149,7 +148,7 @@ def _known(site: str, documents: list[SourceDocument], settings: Settings, lake:
         for month, file in partition_files(lake, kind, site).items()
         if month == "undated" or first <= month <= last
     ]
-    pending = [batch_file(site, number) for number in pending_batches(lake, site)]
+    pending = [file.path for file in pending_files(lake, site)]
     ids = [each.document.id for each in documents]
     known: dict[str, str | None] = {}
     with connect(settings) as connection:
