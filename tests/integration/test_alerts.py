@@ -325,6 +325,35 @@ def test_many_sites_that_fall_silent_at_once_are_one_message(
     assert look(clock).told == ("Low: s5 75 mg/dL (4.2 mmol/L)", "Over: No readings: 5 sites")
 
 
+def test_sites_that_fall_silent_and_others_that_come_back_are_both_told(
+    nightscout: DemoStore, receiver: HttpReceiver, clock: Clock, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    url = load_settings().nightscout_url.get_secret_value()
+    monkeypatch.delenv("NIGHTSCOUT_URL")
+    away = ScriptedServer()
+    away.answers = [send(500, "{}")] * 200
+    away.start()
+
+    def sites(first: str, second: str) -> None:
+        urls = [first] * 4 + [second] * 4
+        lines = [f'[[sites]]\nname = "s{n}"\nurl = "{each}"\ntimezone = "UTC"\n' for n, each in enumerate(urls)]
+        (tmp_path / "sites.toml").write_text("".join(lines))
+
+    put(nightscout, clock, 110)
+    sites(url, away.url)
+    look(clock)
+    clock.forward(61)
+    put(nightscout, clock, 110)
+    assert look(clock).told == ("No readings: 4 sites",)
+    sites(away.url, url)
+    clock.forward(61)
+    put(nightscout, clock, 110)
+    assert sorted(look(clock).told) == ["No readings: 4 sites", "Over: No readings: 4 sites"]
+    away.stop()
+    titles = [each["title"] for each in receiver.received]
+    assert sorted(titles) == ["No readings: 4 sites", "No readings: 4 sites", "Over: No readings: 4 sites"]
+
+
 def test_two_looks_at_once_are_one(nightscout: DemoStore, receiver: HttpReceiver, clock: Clock) -> None:
     put(nightscout, clock, 48)
     is_sending, may_go_on = threading.Event(), threading.Event()

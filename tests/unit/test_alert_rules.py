@@ -181,10 +181,21 @@ def test_a_reading_of_the_future_is_no_reading() -> None:
 def test_after_a_gap_one_good_reading_is_not_yet_a_recovery() -> None:
     watcher = Watcher()
     watcher.sees(65)
-    # As long as the reading is fresh.
+    # Nobody knows that it is over, so others are told; and no reminder says what is not known any more.
     assert watcher.sees(*[None] * 8) == [(20, Rule.LOW, Kind.ESCALATED)]
     assert watcher.sees(120) == []
     assert kinds(watcher.sees(120, 121)) == [(Rule.LOW, Kind.RECOVERED)]
+
+
+def test_an_urgent_low_whose_readings_stop_is_told_on() -> None:
+    watcher = Watcher(Policy(escalate_minutes=30, stale_minutes=60))
+    assert watcher.sees(45) == [(5, Rule.URGENT_LOW, Kind.RAISED)]
+    told = watcher.sees(*[None] * 12)
+    assert (20, Rule.URGENT_LOW, Kind.REMINDER) in told
+    assert (35, Rule.URGENT_LOW, Kind.ESCALATED) in told
+    assert "min ago" in watcher.text() or told[-1][1] is Rule.STALE
+    # A new reading decides.
+    assert (Rule.URGENT_LOW, Kind.RECOVERED) in kinds(watcher.sees(120, 121, 122, 122))
 
 
 def test_a_fast_fall_is_told_with_its_rate_in_both_units_but_not_within_a_low() -> None:
@@ -215,6 +226,10 @@ def test_a_predicted_low_is_told_where_there_is_a_forecast_and_only_a_current_on
     watcher = Watcher()
     forecast(watcher, 5, 20, 62)
     assert "Forecast: 62 mg/dL (3.4 mmol/L) at 12:25 UTC" in watcher.text()
+    # A forecast that ran out is no all-clear.
+    silent = Watcher()
+    forecast(silent, 5, 20, 62)
+    assert silent.sees(*[95] * 12) == []
     # It stays until a newer one or its time comes, also where the table cannot be read for a while.
     assert watcher.sees(95, 94) == []
     assert (Rule.LOW, Kind.RAISED) in kinds(watcher.sees(66))

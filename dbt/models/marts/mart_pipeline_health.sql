@@ -130,8 +130,10 @@ left join last_run on true
 left join run_sites as last_run_site on last_run.run_id = last_run_site.run_id and sites.site = last_run_site.site
 left join last_failed_run on true
 left join lateral (
+    -- Of a tick: reading an old month again shows that month's newest.
     select found.newest_document_at as newest_document_timestamp
     from run_sites as found
+    inner join ticks on found.run_id = ticks.run_id
     where sites.site = found.site and found.newest_document_at is not null
     order by found.started_at desc
     limit 1

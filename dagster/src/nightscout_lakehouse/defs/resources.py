@@ -21,7 +21,6 @@ from nightscout_lakehouse.lib.lake import Lake
 from nightscout_lakehouse.lib.locking import lake_lock
 from nightscout_lakehouse.lib.postgres_connection import PostgresConnection
 from nightscout_lakehouse.lib.redaction import redactor
-from nightscout_lakehouse.lib.run_journal import RunEnd
 from nightscout_lakehouse.lib.run_log import log_context, log_file, rotate_log
 from nightscout_lakehouse.lib.run_recorder import RunRecorder
 from nightscout_lakehouse.lib.serving import is_serving_database_known, serving_database
@@ -73,7 +72,7 @@ class LakehouseResource(dg.ConfigurableResource):  # type: ignore[type-arg]
                 yield self
             finally:
                 # Before the stack stops Postgres and lets go of the lock.
-                self._record_end(run_end(context.instance, run_id, self._recorder.redactor))
+                self._record_end(context.instance, run_id)
 
     def _record_missed(self, instance: dg.DagsterInstance) -> None:
         stale_minutes, now = self._settings.stale_minutes, datetime.now(UTC)
@@ -81,11 +80,11 @@ class LakehouseResource(dg.ConfigurableResource):  # type: ignore[type-arg]
             lambda known: missed_runs(instance, known, self._recorder.redactor, stale_minutes, now)
         )
 
-    def _record_end(self, end: RunEnd) -> None:
-        self._recorder.end(end)
+    def _record_end(self, instance: dg.DagsterInstance, run_id: str) -> None:
+        end = self._recorder.end(lambda: run_end(instance, run_id, self._recorder.redactor))
         try:
             # A run that failed before it came to Postgres is on record there all the same, if dashboards read it.
-            is_failure = end.status != "success" and not self._is_postgres_down
+            is_failure = end is not None and end.status != "success" and not self._is_postgres_down
             if self._postgres is None and is_failure and is_serving_database_known(self._settings):
                 self._postgres = self._stack.enter_context(serving_database(self._settings))
         except LakehouseError as error:

@@ -13,6 +13,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal
 
+from nightscout_lakehouse.lib.errors import LakehouseError
 from nightscout_lakehouse.lib.nightscout_collections import ENTRIES
 from nightscout_lakehouse.lib.redaction import Redactor
 
@@ -279,14 +280,8 @@ class RunJournal:
                 self._set(db, run_id, report.site, values, added=("read_seconds",))
                 if is_entries:
                     self._keep_last_read(db, run_id, report.site)
-                if report.error is not None and not is_entries:
-                    name = report.collection.removeprefix("nightscout_")
-                    # A step that is tried again says so once.
-                    db.execute(
-                        "update run_sites set unread_collections = coalesce(unread_collections || ', ', '') || ? "
-                        "where run_id = ? and site = ? and instr(coalesce(unread_collections, ''), ?) = 0",
-                        [name, run_id, report.site, name],
-                    )
+                else:
+                    self._keep_unread(db, run_id, report)
             self._heard(db, run_id, now)
 
     def files_were_imported(self, run_id: str, imports: "Sequence[FileImport]", *, now: datetime) -> None:
@@ -326,7 +321,10 @@ class RunJournal:
                 "insert or replace into run_steps (run_id, step, is_success, seconds) values (?, ?, ?, ?)",
                 [(run_id, each.step, each.is_success, each.seconds) for each in end.steps],
             )
-            ((job, started_at),) = db.execute("select job, started_at from runs where run_id = ?", [run_id]).fetchall()
+            known = db.execute("select job, started_at from runs where run_id = ?", [run_id]).fetchone()
+            if known is None:
+                raise LakehouseError("Its beginning is not in the journal.")
+            job, started_at = known
             values = {
                 "status": end.status,
                 "ended_at": _text(now),
@@ -438,8 +436,24 @@ class RunJournal:
             "insert into site_reads select site, started_at, case when is_read then started_at end, newest_document_at "
             "from run_sites where run_id = ? and site = ? on conflict (site) do update set "
             "tried_at = excluded.tried_at, read_at = coalesce(excluded.read_at, read_at), "
-            "newest_document_at = coalesce(excluded.newest_document_at, newest_document_at)",
+            # Reading an old month again has shown nothing newer.
+            "newest_document_at = "
+            "nullif(max(coalesce(excluded.newest_document_at, ''), coalesce(newest_document_at, '')), '')",
             [run_id, site],
+        )
+
+    @staticmethod
+    def _keep_unread(db: sqlite3.Connection, run_id: str, report: "SiteIngestion") -> None:
+        # A step that is tried again says how it ended: once, or not at all.
+        key = [run_id, report.site]
+        (before,) = db.execute("select unread_collections from run_sites where run_id = ? and site = ?", key).fetchone()
+        name = report.collection.removeprefix("nightscout_")
+        unread = [each for each in (before or "").split(", ") if each not in ("", name)]
+        if report.error is not None:
+            unread.append(name)
+        db.execute(
+            "update run_sites set unread_collections = ? where run_id = ? and site = ?",
+            [", ".join(unread) or None, *key],
         )
 
     @staticmethod

@@ -8,7 +8,7 @@ import json
 import logging
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from datetime import UTC, datetime
 from logging.handlers import WatchedFileHandler
@@ -160,7 +160,14 @@ def log_of_command(settings: Settings, redactor: Redactor, terminal: logging.Han
 
 
 def _open_file(settings: Settings, redactor: Callable[[], Redactor], step: Callable[[], str | None]) -> logging.Handler:
-    handler = _LogFile(log_path(settings))
+    """The log file; no run and no command fails where it cannot be written."""
+    try:
+        handler: logging.Handler = _LogFile(log_path(settings))
+    except OSError as error:
+        logging.getLogger(PACKAGE_LOGGER).warning(
+            "Nothing is logged to %s: %s. Give that file to the user who runs this.", log_path(settings), error.strerror
+        )
+        handler = logging.NullHandler()
     handler.setFormatter(JsonFormatter(step))
     handler.addFilter(RedactingFilter(redactor))
     return handler
@@ -179,11 +186,13 @@ def rotate_log(settings: Settings) -> None:
     path = log_path(settings)
     if not path.is_file() or path.stat().st_size < ROTATE_BYTES:
         return
-    for number in range(KEPT_FILES - 1, 0, -1):
-        older = path.with_name(f"{path.name}.{number}")
-        if older.is_file():
-            older.replace(path.with_name(f"{path.name}.{number + 1}"))
-    path.replace(path.with_name(f"{path.name}.1"))
+    # A folder that belongs to somebody else: the file grows on, and no run fails for it.
+    with suppress(OSError):
+        for number in range(KEPT_FILES - 1, 0, -1):
+            older = path.with_name(f"{path.name}.{number}")
+            if older.is_file():
+                older.replace(path.with_name(f"{path.name}.{number + 1}"))
+        path.replace(path.with_name(f"{path.name}.1"))
 
 
 class _LogFile(WatchedFileHandler):

@@ -1,6 +1,5 @@
 """One run as it goes on record: begun, what it read and processed, how it ended; then told to Postgres."""
 
-import sqlite3
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -113,9 +112,18 @@ class RunRecorder:
                         seconds=report.seconds,
                     )
 
-    def end(self, end: RunEnd) -> None:
-        """The run's steps are over."""
+    def end(self, find: Callable[[], RunEnd]) -> RunEnd | None:
+        """The run's steps are over.
+
+        Args:
+            find: Finds out how they ended.
+
+        Returns:
+            How the run ended; None if that cannot be told.
+        """
+        end = None
         with _warned():
+            end = find()
             run = self._journal.end(self._run_id, end, now=_now())
             for step in end.steps:
                 log_event("step_ended", step=step.step, is_success=step.is_success, seconds=round(step.seconds, 3))
@@ -128,6 +136,7 @@ class RunRecorder:
                 reason=run.failure_reason,
             )
             write_metrics(self._settings, self._journal)
+        return end
 
     def deliver(self, connection: "PostgresConnection") -> None:
         """Tell Postgres of this run as it stands, and of those before that it does not know."""
@@ -139,7 +148,8 @@ class RunRecorder:
 def _warned() -> Iterator[None]:
     try:
         yield
-    except (sqlite3.Error, OSError, LakehouseError) as error:
+    except Exception as error:
+        # No run fails for its record.
         logger.warning("This run is not on record, or not completely: %s", error)
 
 

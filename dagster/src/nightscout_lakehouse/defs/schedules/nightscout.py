@@ -1,5 +1,7 @@
 """When the pipeline runs."""
 
+from datetime import UTC, datetime, timedelta
+
 import dagster as dg
 
 from nightscout_lakehouse.defs.ingestion.nightscout_assets import (
@@ -30,7 +32,8 @@ nightscout_backfill = dg.define_asset_job(
     executor_def=dg.in_process_executor,
 )
 
-_WAITING = [dg.DagsterRunStatus.NOT_STARTED, dg.DagsterRunStatus.QUEUED]
+# A run that was killed before Dagster started it stays "not started" for good.
+_STARTS_WITHIN = timedelta(minutes=10)
 
 
 @dg.schedule(
@@ -43,7 +46,10 @@ _WAITING = [dg.DagsterRunStatus.NOT_STARTED, dg.DagsterRunStatus.QUEUED]
 )
 def nightscout_every_30_min(context: dg.ScheduleEvaluationContext) -> dg.RunRequest | dg.SkipReason:
     """One run, unless one waits already behind a long one: it reads everything since the last."""
-    waiting = context.instance.get_runs_count(dg.RunsFilter(job_name=nightscout_pipeline.name, statuses=_WAITING))
-    if waiting:
+    status, instance, job = dg.DagsterRunStatus, context.instance, nightscout_pipeline.name
+    since = datetime.now(UTC) - _STARTS_WITHIN
+    queued = instance.get_runs_count(dg.RunsFilter(job_name=job, statuses=[status.QUEUED]))
+    starting = instance.get_runs_count(dg.RunsFilter(job_name=job, statuses=[status.NOT_STARTED], created_after=since))
+    if queued or starting:
         return dg.SkipReason("A run waits already; it will read everything since the last.")
     return dg.RunRequest()

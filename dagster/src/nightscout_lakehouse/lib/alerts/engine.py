@@ -238,8 +238,13 @@ def advance(
         may_remind: Whether an episode that goes on is worth a reminder.
     """
     worse = tuple(worse)
-    if signal is Signal.UNKNOWN or (not before.is_active and signal is not Signal.HOLDS):
+    if not before.is_active and signal is not Signal.HOLDS:
         return before, []
+    if signal is Signal.UNKNOWN:
+        # Nobody knows that it is over: whoever was told and did nothing is told again, and then others are.
+        if before.first_told_at is None or rule not in ESCALATING:
+            return before, []
+        may_remind = may_remind and rule is Rule.URGENT_LOW
     if signal is Signal.OVER:
         is_told = before.first_told_at is not None and not (is_muted or worse or is_recovery_told)
         return Condition(last_told_at=before.last_told_at), [Kind.RECOVERED] if is_told else []
@@ -335,7 +340,12 @@ def _glucose_signals(
         Rule.URGENT_LOW: below(rules.urgent_low_mg_dl),
         Rule.LOW: below(rules.low_mg_dl),
         Rule.PREDICTED_LOW: (
-            Signal.HOLDS if prediction is not None and prediction.glucose_mg_dl < rules.low_mg_dl else Signal.OVER
+            # No forecast is no all-clear.
+            Signal.UNKNOWN
+            if prediction is None
+            else Signal.HOLDS
+            if prediction.glucose_mg_dl < rules.low_mg_dl
+            else Signal.OVER
         ),
         Rule.FAST_FALL: changing(None if rate is None else -rate),
         Rule.URGENT_HIGH: above(rules.urgent_high_mg_dl),

@@ -190,8 +190,8 @@ def _with_timezone(site: Site, watched: WatchedSite, settings: Settings, now: da
         return watched
     try:
         profile_zone = load_state(Lake.open(settings), site.name).timezone
-    except LakehouseError:
-        # A lake that is down is no reason to look away.
+    except (LakehouseError, OSError):
+        # A lake that is down or cannot be read is no reason to look away.
         return watched
     return replace(watched, timezone=(canonical_timezone(profile_zone) if profile_zone else None) or watched.timezone)
 
@@ -232,5 +232,7 @@ def _merged(drafts: list[Draft]) -> list[Draft]:
             merged += group
             continue
         text = stale_texts_as_one([(draft.site, draft.text) for draft in group], kind)
-        merged.append(Draft(PIPELINE, Rule.STALE, kind, text, targets))
+        # Its own subject, or what is told of other sites would take its place before it is sent.
+        subject = f"{kind.value}: {', '.join(draft.site for draft in group)}"
+        merged.append(Draft(PIPELINE, Rule.STALE, kind, text, targets, subject=subject))
     return merged
