@@ -38,12 +38,12 @@ def test_the_units_are_valid(tmp_path: Path) -> None:
 
 def test_the_units_start_commands_that_exist_under_a_user_of_their_own() -> None:
     services = [unit for unit in UNITS if unit.suffix == ".service"]
-    assert len(services) == 2
+    assert len(services) == 3
     for unit in services:
         found = directives(unit)
-        program, command = found["ExecStart"].split()
+        program, *command = found["ExecStart"].split()
         assert program.endswith("/lakehouse")
-        assert CliRunner().invoke(app, [command, "--help"]).exit_code == 0
+        assert CliRunner().invoke(app, [*command, "--help"]).exit_code == 0
         assert found["User"] == "lakehouse"
         assert found["NoNewPrivileges"] == "true"
         assert found["ProtectSystem"] == "strict"
