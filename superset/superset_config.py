@@ -170,6 +170,8 @@ FEATURE_FLAGS = {
 }
 # No worker: every query is quick.
 CELERY_CONFIG = None
+# Ninety days of a sensor that sends every minute: a line that leaves readings out may leave out a low.
+SQL_MAX_ROW = 200_000
 LOG_LEVEL = "WARNING"
 
 # --- How it looks ---------------------------------------------------------------------------------
