@@ -4,6 +4,7 @@ import hashlib
 import json
 import logging
 import re
+import shutil
 import stat
 import threading
 from collections.abc import Iterator
@@ -196,3 +197,15 @@ def test_the_log_of_a_command_comes_back_after_a_run(settings: Settings, tmp_pat
         logging.getLogger(run_log.EVENT_LOGGER).handlers = []
     text = log_path(settings).read_text()
     assert text.count("once") == text.count("and again") == 1
+
+
+def test_a_file_that_cannot_be_written_or_is_gone_fails_nobody(settings: Settings) -> None:
+    with log_file(settings, Redactor):
+        logger.info("first")
+        shutil.rmtree(settings.home)
+        logger.info("nowhere to go")
+    settings.log_dir.parent.mkdir(parents=True)
+    settings.log_dir.write_text("no folder")
+    with log_file(settings, Redactor):
+        logger.info("nowhere to go either")
+    assert settings.log_dir.read_text() == "no folder"

@@ -207,3 +207,8 @@ class _LogFile(WatchedFileHandler):
     def _open(self) -> Any:
         self.path.touch(mode=0o600)
         return super()._open()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Append a line; what cannot be logged, since the folder is gone or the disk full, fails nobody's work."""
+        with suppress(OSError):
+            super().emit(record)
