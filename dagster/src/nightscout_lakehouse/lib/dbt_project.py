@@ -299,12 +299,14 @@ class DbtProject:
         values = {
             "LAKEHOUSE_HOME": str(self._settings.home),
             "LAKEHOUSE_WAREHOUSE": self._settings.warehouse,
-            "LAKEHOUSE_DUCKDB_EXTENSIONS": str(self._settings.duckdb_extension_dir),
+            "LAKEHOUSE_DUCKDB_CONFIG": "{}",
             "DBT_SEND_ANONYMOUS_USAGE_STATS": "false",
         }
         if self._settings.is_warehouse_remote:
             # Where DuckDB looks for it; a profile's text would be in dbt's log.
-            values["motherduck_token"] = str(motherduck_config(self._settings)["motherduck_token"])
+            config = motherduck_config(self._settings)
+            values["motherduck_token"] = str(config.pop("motherduck_token"))
+            values["LAKEHOUSE_DUCKDB_CONFIG"] = repr(config)
         if target == "postgres":
             if self._postgres is None:
                 raise DbtError("The target postgres needs the serving database.")

@@ -15,6 +15,8 @@ _RAW_ASSETS = {f"raw_{collection.name}": collection for collection in COLLECTION
 }
 _PROCESSED_ASSETS = {f"processed_{collection.name}": collection for collection in COLLECTIONS}
 PUBLISHED_PREFIX = "published_"
+# What each run did, told by the runs themselves.
+RUN_RECORDS = ("pipeline_runs", "pipeline_run_sites")
 # In a namespace; a space is among them, and makes no URI either.
 _REFUSED_BY_MARQUEZ = re.compile(r"[^a-zA-Z0-9:;=/_.@+-]")
 FILE_DROP = "raw_file_drop"
@@ -101,6 +103,8 @@ class DatasetNames:
             return self.processed(_PROCESSED_ASSETS[asset])
         if asset.startswith(PUBLISHED_PREFIX):
             return self.in_postgres(f"curated.{asset.removeprefix(PUBLISHED_PREFIX)}")
+        if asset in RUN_RECORDS:
+            return self.in_postgres(f"ops.{asset}")
         return None
 
     def _lake(self, relative: str) -> DatasetName:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from nightscout_lakehouse.lib.lineage.column_lineage import ColumnSource, QueryLineage, Schemas
+from nightscout_lakehouse.lib.lineage.datasets import RUN_RECORDS
 from nightscout_lakehouse.lib.nightscout_collections import COLLECTIONS
 from nightscout_lakehouse.lib.warehouse import bookkeeping_columns
 
@@ -19,6 +20,7 @@ logger = logging.getLogger(__name__)
 _FORMAT = 1
 # What is data of the bookkeeping (lib/warehouse.py); the rest only decides which days are computed again.
 SITES_TABLE = "ops.sites"
+RUN_TABLES = tuple(f"ops.{table}" for table in RUN_RECORDS)
 
 
 def table_columns(manifest: Mapping[str, Any]) -> dict[str, dict[str, list[str]]]:
@@ -27,6 +29,9 @@ def table_columns(manifest: Mapping[str, Any]) -> dict[str, dict[str, list[str]]
         "lake": {collection.name: list(collection.view_columns) for collection in COLLECTIONS},
         "ops": bookkeeping_columns(),
     }
+    for source in manifest["sources"].values():
+        if source["source_name"] == "operations":
+            schemas["ops"][source["identifier"]] = list(source["columns"])
     for node in manifest["nodes"].values():
         if node["resource_type"] == "model":
             schemas.setdefault(node["schema"], {})[node["alias"]] = list(node["columns"])
@@ -51,7 +56,7 @@ def _data_only(sources: Iterable[ColumnSource]) -> tuple[ColumnSource, ...]:
 
 
 def _is_data(table: str) -> bool:
-    return table == SITES_TABLE or not table.startswith("ops.")
+    return table == SITES_TABLE or table in RUN_TABLES or not table.startswith("ops.")
 
 
 class ModelLineage:
