@@ -20,7 +20,7 @@ from nightscout_lakehouse.lib.serving import READER
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page, Response
 
-pytestmark = [pytest.mark.e2e, pytest.mark.postgres, pytest.mark.browser, pytest.mark.xdist_group("superset")]
+pytestmark = [pytest.mark.e2e, pytest.mark.postgres, pytest.mark.browser]
 
 LONGEST_QUERY_MS = 50
 PHONE = {"width": 390, "height": 844}

@@ -51,6 +51,7 @@ def run_bring_up(settings: Settings, environment: Mapping[str, str], *arguments:
             while child.poll() is None:
                 time.sleep(POLL_SECONDS / 5)
         except BaseException:
+            # Ctrl-C, too: nothing that was started here stays.
             stop_children([child])
             raise
     if child.returncode:

@@ -71,6 +71,7 @@ class RunLineage:
             emitter = Emitter(settings, lambda: redactor(settings, sites))
             lineage = cls(RunRecorder(settings, run_facts(run), catalog, emitter), catalog.check_kinds)
         except Exception:
+            # Whatever it is: glucose matters more than its lineage.
             logger.warning("This run has no lineage events.", exc_info=True)
             return cls()
         instance.add_event_listener(run.run_id, lineage.hear)
@@ -84,6 +85,7 @@ class RunLineage:
             self._recorder.close_killed_runs()
             self._recorder.begin(datetime.now(UTC))
         except Exception:
+            # As above.
             logger.warning("This run's lineage events are incomplete.", exc_info=True)
 
     def hear(self, entry: dg.EventLogEntry) -> None:
@@ -93,6 +95,7 @@ class RunLineage:
         try:
             self._record(self._recorder, entry.dagster_event, datetime.fromtimestamp(entry.timestamp, UTC))
         except Exception:
+            # Dagster would fail the step that it told of.
             logger.warning("This run's lineage events are incomplete.", exc_info=True)
 
     def _record(self, recorder: "RunRecorder", event: dg.DagsterEvent, at: datetime) -> None:

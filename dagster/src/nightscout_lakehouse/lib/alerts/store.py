@@ -186,6 +186,7 @@ class AlertStore:
             self._rollback()
             raise self._cannot_be_kept(error) from None
         except BaseException:
+            # Ctrl-C, too: all of it is kept, or nothing.
             self._rollback()
             raise
 

@@ -105,6 +105,7 @@ def whole_folder(target: Path, what: str) -> Iterator[Path]:
         partial.rename(target)
         _sync(target.parent)
     except BaseException:
+        # Ctrl-C, too: half a backup is none.
         shutil.rmtree(partial, ignore_errors=True)
         raise
 

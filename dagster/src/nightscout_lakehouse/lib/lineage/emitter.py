@@ -56,6 +56,7 @@ class Emitter:
         try:
             self._outboxes += _outboxes(settings, self._client.config.transport)
         except Exception as error:
+            # The client's configuration names any class, which raises what it likes.
             logger.warning(
                 "The OpenLineage transport cannot be set up: %s. Events are only written to a file.",
                 redactor().clean(str(error)),
@@ -70,6 +71,7 @@ class Emitter:
         try:
             self._client.emit(event)
         except Exception:
+            # A full disk, or a filter of the client's configuration: no run fails for it.
             logger.warning("A lineage event of %s was lost.", event.job.name, exc_info=True)
 
     def close(self) -> None:

@@ -149,6 +149,7 @@ class Outbox:
         try:
             self._send(event)
         except Exception as error:
+            # Each transport has errors of its own; all mean that the event was not taken.
             status = getattr(getattr(error, "response", None), "status_code", None)
             if status in _REFUSED:
                 logger.warning("The lineage server refuses an event (%s); it is kept in %s.", status, self._refused)
