@@ -84,6 +84,7 @@ def print_run(
     console.print(f"  warehouse (DuckDB)   {settings.warehouse}", soft_wrap=True)
     console.print(f"  marts (Postgres)     {serving_address(settings)}, schema marts{_while(settings)}", soft_wrap=True)
     console.print("Look next:")
+    console.print("  make dashboard       the figures as charts, in the browser")
     console.print("  make dev             the pipeline in the Dagster UI, running every 30 minutes")
     console.print("  make status          each site's last reading, rows and cursor")
     console.print(
