@@ -30,6 +30,7 @@ ADMIN_PASSWORD = "admin-of-the-tests-0123"
 PEOPLE = {"anna": 3, "ben": 4}
 DAYS = 35
 START_SECONDS = 240
+STILL_MS = 1500
 # Where the tracking pixel in Superset's pages would be loaded from, if the browser were let.
 PIXEL_HOST = "apachesuperset.gateway.scarf.sh"
 
@@ -171,18 +172,26 @@ def open_dashboard(page: Page, server: SupersetServer, slug: str, *, query: str 
 
 
 def wait_until_drawn(page: Page) -> None:
-    """Wait until no chart of the page is loading or moving any more."""
+    """Wait until every chart of the page says or paints something, and nothing loads or moves any more.
+
+    That must hold for a while: charts draw anew when a filter gets its first value, and ECharts moves for a second.
+    """
     page.wait_for_function(
-        """() => {
+        """still => {
             const charts = [...document.querySelectorAll('[data-test="chart-grid-component"]')];
-            const drawn = each => each.querySelector('[data-test="slice-container"] *, [role="alert"]');
-            const loading = document.querySelector('[data-test="loading-indicator"], .loading');
-            return charts.length > 0 && charts.every(drawn) && !loading;
+            const isDrawn = chart => {
+                if (chart.querySelector('[role="alert"]')) return true;
+                const slice = chart.querySelector('[data-test="slice-container"]');
+                return slice && (slice.querySelector('canvas, svg, td') || slice.innerText.trim() !== '');
+            };
+            const isLoading = document.querySelector('[data-test="loading-indicator"], .loading');
+            if (charts.length === 0 || isLoading || !charts.every(isDrawn)) window.drawnSince = undefined;
+            else window.drawnSince ??= performance.now();
+            return performance.now() - window.drawnSince > still;
         }""",
+        arg=STILL_MS,
         timeout=120_000,
     )
-    # ECharts moves for a second when it draws first.
-    page.wait_for_timeout(1500)
 
 
 def chart_problems(page: Page) -> list[str]:
