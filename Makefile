@@ -21,7 +21,8 @@ $(UV):
 	@$(PYTHON) -m venv .uv && .uv/bin/python -m pip install --quiet "uv>=0.9,<1"
 
 $(SYNCED): $(UV) pyproject.toml uv.lock
-	@$(UV) sync --frozen --quiet --python "$$(.uv/bin/python -c 'import sys; print(sys.executable)')"
+	@$(UV) sync --frozen --quiet --compile-bytecode --python "$$(.uv/bin/python -c 'import sys; print(sys.executable)')"
+	@$(BIN)/python -m compileall -q dagster/src
 	@touch $(SYNCED)
 
 run: $(SYNCED) ## Run the whole pipeline once and print what it made
@@ -37,7 +38,7 @@ dashboard-setup: $(SUPERSET_SYNCED) ## Only install Superset, into an environmen
 	@:
 
 $(SUPERSET_SYNCED): $(UV) superset/pyproject.toml superset/uv.lock
-	@$(UV) sync --frozen --quiet --project superset
+	@$(UV) sync --frozen --quiet --compile-bytecode --project superset
 	@touch $(SUPERSET_SYNCED)
 
 status: $(SYNCED) ## Show each site's last reading, rows and cursor
