@@ -83,10 +83,10 @@ class Person:
 
     seed: int = 1
     timezone: str = "Europe/Berlin"
-    _zone: ZoneInfo = field(init=False, repr=False, compare=False)
+    zone: ZoneInfo = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "_zone", ZoneInfo(self.timezone))
+        object.__setattr__(self, "zone", ZoneInfo(self.timezone))
 
     def entries(self, start: datetime, end: datetime) -> Iterator[Document]:
         """Sensor readings, finger-sticks and calibrations with `start <= date < end`, oldest first."""
@@ -101,34 +101,18 @@ class Person:
 
     def glucose_mg_dl(self, moment: datetime) -> float:
         """The glucose that a perfect sensor would show."""
-        local = moment.astimezone(self._zone)
-        hour = local.hour + local.minute / 60
-        level = 113.0 + 40.0 * self._noise(moment, 7 * 3600, "day") + 20.0 * self._noise(moment, 2 * 3600, "hours")
-        for day in (local.date() - timedelta(days=1), local.date()):
-            plan = self.plan(day)
-            if day == local.date():
-                level += plan.dawn_mg_dl * math.exp(-(((hour - 7.5) / 2.2) ** 2))
-            for meal in plan.meals:
-                minutes = (moment - meal.at).total_seconds() / 60
-                if 0 < minutes < 480:
-                    share = minutes / meal.peak_minutes
-                    level += meal.rise_mg_dl * (share * math.exp(1 - share)) ** 1.6
-            for dip in plan.dips:
-                minutes = (moment - dip.start).total_seconds() / 60
-                if 0 < minutes < dip.minutes:
-                    level -= dip.depth_mg_dl * math.sin(math.pi * minutes / dip.minutes) ** 0.8
-        return min(385.0, max(42.0, level if level > 62 else 62 - (62 - level) * 0.45))
+        return _glucose_mg_dl(self, moment)
 
     def local_day(self, moment: datetime) -> date:
         """The wearer's day of a moment."""
-        return moment.astimezone(self._zone).date()
+        return moment.astimezone(self.zone).date()
 
     def offset_minutes(self, moment: datetime) -> int:
         """Minutes east of UTC."""
-        return int((moment.astimezone(self._zone).utcoffset() or timedelta()).total_seconds() // 60)
+        return int((moment.astimezone(self.zone).utcoffset() or timedelta()).total_seconds() // 60)
 
     def _at(self, moment: datetime) -> Iterator[Document]:
-        local_day = moment.astimezone(self._zone).date()
+        local_day = moment.astimezone(self.zone).date()
         plan = self.plan(local_day)
         change = self.sensor_change(local_day)
         if change is not None and change <= moment < change + READING_INTERVAL:
@@ -164,11 +148,11 @@ class Person:
         return self._entry(moment, "sgv", extras)
 
     def _sensor_mg_dl(self, moment: datetime) -> float:
-        return self.glucose_mg_dl(moment) + 3.0 * self._noise(moment, 600, "sensor")
+        return self.glucose_mg_dl(moment) + 3.0 * self.noise(moment, 600, "sensor")
 
     def _entry(self, moment: datetime, kind: str, extras: Document) -> Document:
         text = zulu(moment)
-        offset = moment.astimezone(self._zone).utcoffset() or timedelta()
+        offset = moment.astimezone(self.zone).utcoffset() or timedelta()
         return {
             "_id": identifier(moment, f"{self.seed}/{kind}/{int(moment.timestamp())}"),
             "sysTime": text,
@@ -197,7 +181,7 @@ class Person:
 
     def local(self, day: date, hour: int, minute: int) -> datetime:
         """A wall-clock time of a local day, in UTC; minutes may go beyond the hour."""
-        moment = datetime.combine(day, time(hour), self._zone) + timedelta(minutes=minute)
+        moment = datetime.combine(day, time(hour), self.zone) + timedelta(minutes=minute)
         return moment.astimezone(UTC)
 
     def chance_of(self, name: str) -> random.Random:
@@ -209,7 +193,7 @@ class Person:
         session = (moment.date().toordinal() + self.seed) // SENSOR_DAYS
         return int(_unit(f"{self.seed}/phase/{session}") * 240)
 
-    def _noise(self, moment: datetime, period_seconds: int, name: str) -> float:
+    def noise(self, moment: datetime, period_seconds: int, name: str) -> float:
         """Smooth noise between -1 and 1, interpolated between values that are fixed for each period."""
         position = moment.timestamp() / period_seconds
         left = math.floor(position)
@@ -217,6 +201,28 @@ class Person:
         weight = share * share * (3 - 2 * share)
         low, high = (_unit(f"{self.seed}/{name}/{node}") * 2 - 1 for node in (left, left + 1))
         return low + (high - low) * weight
+
+
+# A reading asks for those five and ten minutes before it again.
+@lru_cache(maxsize=64)
+def _glucose_mg_dl(person: Person, moment: datetime) -> float:
+    local = moment.astimezone(person.zone)
+    hour = local.hour + local.minute / 60
+    level = 113.0 + 40.0 * person.noise(moment, 7 * 3600, "day") + 20.0 * person.noise(moment, 2 * 3600, "hours")
+    for day in (local.date() - timedelta(days=1), local.date()):
+        plan = person.plan(day)
+        if day == local.date():
+            level += plan.dawn_mg_dl * math.exp(-(((hour - 7.5) / 2.2) ** 2))
+        for meal in plan.meals:
+            minutes = (moment - meal.at).total_seconds() / 60
+            if 0 < minutes < 480:
+                share = minutes / meal.peak_minutes
+                level += meal.rise_mg_dl * (share * math.exp(1 - share)) ** 1.6
+        for dip in plan.dips:
+            minutes = (moment - dip.start).total_seconds() / 60
+            if 0 < minutes < dip.minutes:
+                level -= dip.depth_mg_dl * math.sin(math.pi * minutes / dip.minutes) ** 0.8
+    return min(385.0, max(42.0, level if level > 62 else 62 - (62 - level) * 0.45))
 
 
 @lru_cache(maxsize=4096)
@@ -256,6 +262,8 @@ def _meal(at: datetime, grams: int, share: float, chance: random.Random) -> Meal
     return Meal(at, grams, round(grams / 10, 1), rise, chance.uniform(55, 85))
 
 
+# Neighbours in time lie between the same two fixed values.
+@lru_cache(maxsize=4096)
 def _unit(name: str) -> float:
     return int.from_bytes(hashlib.blake2b(name.encode(), digest_size=6).digest()) / (1 << 48)
 

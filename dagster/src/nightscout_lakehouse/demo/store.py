@@ -3,7 +3,7 @@
 import hashlib
 import threading
 from bisect import bisect_left, bisect_right
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -46,7 +46,9 @@ class DemoStore:
         self._person: Person | None = None
         self._therapy: Therapy | None = None
         self._first_day = self.now()
-        self._lived_to: dict[datetime, datetime] = {}
+        # How far each day of UTC has been lived.
+        self._measured_to: dict[datetime, datetime] = {}
+        self._treated_to: dict[datetime, datetime] = {}
         self._lock = threading.RLock()
         for document in sorted(entries, key=lambda d: d["date"] if _is_number(d.get("date")) else 0):
             self.put(document)
@@ -123,7 +125,7 @@ class DemoStore:
         """The treatments, device status or profiles that a query matches, oldest first by the text of their time."""
         with self._lock:
             if collection != "profiles":
-                self._live(self._first_day, self.now())
+                self._treat()
             documents: list[Document] = getattr(self, collection)
             matching = [document for document in documents if query.matches(document)]
         field = "startDate" if collection == "profiles" else "created_at"
@@ -178,22 +180,33 @@ class DemoStore:
         return low, min(high or self.now(), self.now())
 
     def _live(self, start: datetime, end: datetime) -> None:
-        """Let the person live through a stretch of time, as far as it has come; nothing is lived twice."""
-        if self._person is None:
-            return
+        """Let the person's sensor run through a stretch of time, as far as it has come."""
+        if self._person is not None:
+            for begin, until in self._not_yet(self._measured_to, start, end):
+                for document in self._person.entries(begin, until):
+                    self.put(document)
+
+    def _treat(self) -> None:
+        """Let the person be treated up to now."""
+        if self._therapy is not None:
+            now = self.now()
+            kept_from = _midnight(now) - timedelta(days=DEVICE_STATUS_DAYS)
+            for begin, until in self._not_yet(self._treated_to, self._first_day, now):
+                self.treatments.extend(self._therapy.treatments(begin, until))
+                if until > kept_from:
+                    self.device_status.extend(self._therapy.device_status(max(begin, kept_from), until))
+
+    def _not_yet(
+        self, lived_to: dict[datetime, datetime], start: datetime, end: datetime
+    ) -> Iterator[tuple[datetime, datetime]]:
+        """The parts of a stretch of time, by days of UTC, that are not lived yet; nothing is lived twice."""
         now = self.now()
         day = _midnight(max(start, self._first_day))
         while day <= min(end, now):
-            lived_to, until = self._lived_to.get(day, day), min(day + timedelta(days=1), now)
-            if lived_to < until:
-                for document in self._person.entries(lived_to, until):
-                    self.put(document)
-                if self._therapy is not None:
-                    self.treatments.extend(self._therapy.treatments(lived_to, until))
-                    kept_from = _midnight(now) - timedelta(days=DEVICE_STATUS_DAYS)
-                    if until > kept_from:
-                        self.device_status.extend(self._therapy.device_status(max(lived_to, kept_from), until))
-                self._lived_to[day] = until
+            begin, until = lived_to.get(day, day), min(day + timedelta(days=1), now)
+            if begin < until:
+                yield begin, until
+                lived_to[day] = until
             day += timedelta(days=1)
 
 
