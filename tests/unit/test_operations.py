@@ -83,12 +83,13 @@ def test_dagster_is_configured_as_the_settings_ask_for(monkeypatch: pytest.Monke
     file = settings.dagster_home / "dagster.yaml"
     first = file.read_text()
     assert "storage" not in yaml.safe_load(first)
+    assert yaml.safe_load(first)["event_log_storage"]["class"] == "OpenSqliteEventLogStorage"
 
     monkeypatch.setenv("DAGSTER_POSTGRES_URL", f"postgres://dagster:{PASSWORD}@db:5432/dagster")
     prepare_environment(load_settings())
-    assert yaml.safe_load(file.read_text())["storage"] == {
-        "postgres": {"postgres_url": {"env": "DAGSTER_POSTGRES_URL"}}
-    }
+    written = yaml.safe_load(file.read_text())
+    assert written["storage"] == {"postgres": {"postgres_url": {"env": "DAGSTER_POSTGRES_URL"}}}
+    assert "event_log_storage" not in written
     assert PASSWORD not in file.read_text()
     import os
 
@@ -115,11 +116,15 @@ def test_what_somebody_wrote_into_dagster_yaml_stays(monkeypatch: pytest.MonkeyP
     monkeypatch.setenv("DAGSTER_POSTGRES_URL", f"postgresql://dagster:{PASSWORD}@db/dagster")
     with pytest.raises(ConfigurationError, match="was edited and does not fit DAGSTER_POSTGRES_URL, which is set"):
         prepare_environment(load_settings())
-    file.write_text(edited + "storage:\n  postgres:\n    postgres_url: {env: DAGSTER_POSTGRES_URL}\n")
+    file.write_text(
+        edited.partition("event_log_storage:")[0]
+        + "storage:\n  postgres:\n    postgres_url: {env: DAGSTER_POSTGRES_URL}\n"
+    )
     prepare_environment(load_settings())
     # Of version 0.1, which did not sign it.
     monkeypatch.setenv("DAGSTER_POSTGRES_URL", "")
-    file.write_text(edited.partition("\n")[2].replace("max_concurrent_runs: 2", "max_concurrent_runs: 1"))
+    unsigned = edited.partition("\n")[2].partition("event_log_storage:")[0]
+    file.write_text(unsigned.replace("max_concurrent_runs: 2", "max_concurrent_runs: 1"))
     prepare_environment(load_settings())
     assert file.read_text().startswith("# Written by lakehouse")
 

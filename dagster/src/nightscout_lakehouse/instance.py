@@ -41,6 +41,11 @@ retention:
       failure: 30
       success: 90
 """
+_SQLITE_STORAGE: Final = """\
+event_log_storage:
+  module: nightscout_lakehouse.event_log
+  class: OpenSqliteEventLogStorage
+"""
 # The address stays in the environment: it holds a password.
 _POSTGRES_STORAGE: Final = """\
 storage:
@@ -109,7 +114,7 @@ def check_storage(settings: Settings) -> None:
 
 def _write_config(path: Path, *, uses_postgres: bool) -> None:
     """Write Dagster's configuration where it is not as the settings ask for; what somebody edited stays as it is."""
-    text = _CONFIG + (_POSTGRES_STORAGE if uses_postgres else "")
+    text = _CONFIG + (_POSTGRES_STORAGE if uses_postgres else _SQLITE_STORAGE)
     content = f"{_SIGNATURE}{_digest(text)}\n{text}"
     present = path.read_text(encoding="utf-8") if path.is_file() else ""
     if present == content:
@@ -121,7 +126,7 @@ def _write_config(path: Path, *, uses_postgres: bool) -> None:
             return
         raise ConfigurationError(
             f"{path} was edited and does not fit DAGSTER_POSTGRES_URL, which is {'' if uses_postgres else 'not '}set.",
-            "Remove the file and it is written anew, or give it the section `storage` that fits.",
+            "Remove the file and it is written anew, or change its sections `storage` and `event_log_storage`.",
         )
     # The services of a server come here at the same time; each puts a whole file in place.
     copy = path.with_suffix(f".{os.getpid()}.{uuid.uuid4().hex[:8]}.tmp")
