@@ -11,8 +11,10 @@ from logging import getLogger
 
 import dagster as dg
 from pydantic import PrivateAttr
+from sqlalchemy.exc import SQLAlchemyError
 
 from nightscout_lakehouse.defs.lineage import RunLineage
+from nightscout_lakehouse.defs.run_history import forget_old_runs
 from nightscout_lakehouse.defs.run_recording import current_step, launched_by, missed_runs, run_end
 from nightscout_lakehouse.demo import DemoServer
 from nightscout_lakehouse.lib.dbt_project import DbtProject
@@ -73,6 +75,7 @@ class LakehouseResource(dg.ConfigurableResource):  # type: ignore[type-arg]
             finally:
                 # Before the stack stops Postgres and lets go of the lock.
                 self._record_end(context.instance, run_id)
+                self._forget_old_runs(context.instance)
 
     def _record_missed(self, instance: dg.DagsterInstance) -> None:
         stale_minutes, now = self._settings.stale_minutes, datetime.now(UTC)
@@ -91,6 +94,13 @@ class LakehouseResource(dg.ConfigurableResource):  # type: ignore[type-arg]
             logger.warning("Postgres learns of this run from the next one: %s", error)
         if self._postgres is not None:
             self._recorder.deliver(self._postgres)
+
+    def _forget_old_runs(self, instance: dg.DagsterInstance) -> None:
+        try:
+            forget_old_runs(instance, self._settings.run_history_days, datetime.now(UTC))
+        except (SQLAlchemyError, OSError) as error:
+            # What this run did is done; the next one tries again.
+            logger.warning("Old runs could not be deleted from Dagster's history: %s", type(error).__name__)
 
     @property
     def settings(self) -> Settings:

@@ -100,6 +100,7 @@ class Settings(BaseSettings):
     bi_reader_password: SecretStr = Field(SecretStr(""), validation_alias="BI_READER_PASSWORD")
 
     dagster_port: int = Field(3000, ge=1, le=65535, validation_alias="DAGSTER_PORT")
+    run_history_days: float = Field(3.0, ge=0.1, le=3650, validation_alias="LAKEHOUSE_RUN_HISTORY_DAYS")
     lock_timeout_seconds: float = Field(900.0, ge=0, validation_alias="LAKEHOUSE_LOCK_TIMEOUT_SECONDS")
 
     @field_validator("first_fetch", mode="before")
