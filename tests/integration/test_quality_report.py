@@ -19,7 +19,8 @@ from nightscout_lakehouse.lib.lake import Lake
 from nightscout_lakehouse.lib.nightscout_client import documents_from_json
 from nightscout_lakehouse.lib.processing import process_sites
 from nightscout_lakehouse.lib.quality.report import write_report
-from nightscout_lakehouse.lib.quality.stages import StageResult, keep_result, site_secrets, validate_stage
+from nightscout_lakehouse.lib.quality.stages import StageResult, keep_result, validate_stage
+from nightscout_lakehouse.lib.redaction import redactor
 from nightscout_lakehouse.lib.settings import load_settings
 from nightscout_lakehouse.lib.sites import Site
 from nightscout_lakehouse.lib.warehouse import open_warehouse
@@ -69,7 +70,7 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Report]:
         results = []
         for stage in ("raw", "enriched", "marts"):
             result = validate_stage(stage, settings, lake, [site])
-            keep_result(settings, result, RUN_ID, site_secrets([site]))
+            keep_result(settings, result, RUN_ID, redactor(settings, [site]))
             results.append(result)
         yield Report(write_report(settings, RUN_ID), results)
 

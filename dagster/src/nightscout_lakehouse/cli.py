@@ -267,13 +267,11 @@ def quarantine_list(
     settings = _prepare()
     from nightscout_lakehouse.lib.pipeline_report import print_quarantine
     from nightscout_lakehouse.lib.quality.quarantine import Choice, Refused, count_refused, list_refused
-    from nightscout_lakehouse.lib.quality.stages import redacted
+    from nightscout_lakehouse.lib.redaction import redactor_with_sites
 
     choice = Choice(site, reason, collection)
-    secrets = _secrets(settings)
-    refused = [
-        replace(each, document=redacted(each.document, secrets)) for each in list_refused(settings, choice, limit)
-    ]
+    clean = redactor_with_sites(settings).clean
+    refused = [replace(each, document=clean(each.document)) for each in list_refused(settings, choice, limit)]
     if output is Format.TABLE:
         print_quarantine(_console_of_tables(), count_refused(settings, choice), refused)
         return
@@ -290,11 +288,11 @@ def quarantine_show(
     settings = _prepare()
     from nightscout_lakehouse.lib.pipeline_report import print_refused
     from nightscout_lakehouse.lib.quality.quarantine import find_refused
-    from nightscout_lakehouse.lib.quality.stages import redacted
+    from nightscout_lakehouse.lib.redaction import redactor_with_sites
 
-    secrets = _secrets(settings)
+    clean = redactor_with_sites(settings).clean
     for each in find_refused(settings, document_id):
-        print_refused(console, replace(each, document=redacted(each.document, secrets)))
+        print_refused(console, replace(each, document=clean(each.document)))
 
 
 @quarantine_app.command("retry")
@@ -465,13 +463,6 @@ def _known_sites(settings: Settings, lake: "Lake") -> "list[Site]":
     from nightscout_lakehouse.lib.sources.file_drop import sites_of_files
 
     return [*load_sites(settings), *sites_of_files(settings, lake)] or [Site("demo", "http://127.0.0.1:1")]
-
-
-def _secrets(settings: Settings) -> list[str]:
-    from nightscout_lakehouse.lib.quality.stages import site_secrets
-    from nightscout_lakehouse.lib.sites import load_sites
-
-    return site_secrets(load_sites(settings))
 
 
 def _run_pipeline(settings: Settings) -> None:

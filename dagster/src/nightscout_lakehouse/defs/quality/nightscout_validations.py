@@ -16,12 +16,12 @@ from nightscout_lakehouse.lib.quality.stages import (
     StageResult,
     keep_result,
     shown,
-    site_secrets,
     stage_suite,
     validate_stage,
 )
 from nightscout_lakehouse.lib.quality.suites import Expectation
 from nightscout_lakehouse.lib.quality.validation import Outcome
+from nightscout_lakehouse.lib.redaction import Redactor
 
 GROUP = "nightscout_quality"
 # A run with this tag validates everything, not only what has changed.
@@ -121,8 +121,8 @@ def _validate(
     # Files are dropped in the same run, after this: what they bring is looked at by the stages that follow.
     sites = lakehouse.all_sites if everything else lakehouse.sites
     result = validate_stage(stage, lakehouse.settings, lakehouse.lake, sites, everything=everything)
-    secrets = site_secrets(lakehouse.sites)
-    keep_result(lakehouse.settings, result, context.run.run_id, secrets)
+    known = lakehouse.recorder.redactor
+    keep_result(lakehouse.settings, result, context.run.run_id, known)
     report = write_report(lakehouse.settings, context.run.run_id)
     metadata: dict[str, Any] = {
         "report": dg.MetadataValue.url(report.as_uri()),
@@ -130,14 +130,14 @@ def _validate(
     }
     if stage == "enriched":
         context.op_execution_context.log_event(
-            dg.AssetMaterialization(validate_glucose_enriched.key, metadata={**_record(result, secrets), **metadata})
+            dg.AssetMaterialization(validate_glucose_enriched.key, metadata={**_record(result, known), **metadata})
         )
     for outcome in result.outcomes:
-        yield _check_result(stage_suite(stage).guards, outcome, secrets, metadata)
+        yield _check_result(stage_suite(stage).guards, outcome, known, metadata)
 
 
-def _record(result: StageResult, secrets: list[str]) -> dict[str, Any]:
-    outcomes = [shown(outcome, secrets) for outcome in result.outcomes]
+def _record(result: StageResult, known: Redactor) -> dict[str, Any]:
+    outcomes = [shown(outcome, known) for outcome in result.outcomes]
     failed = [outcome for outcome in outcomes if not outcome.is_met]
     return {
         "success_rate_pct": round(result.success_pct, 2),
@@ -153,8 +153,8 @@ def _record(result: StageResult, secrets: list[str]) -> dict[str, Any]:
     }
 
 
-def _check_result(asset: str, outcome: Outcome, secrets: list[str], metadata: dict[str, Any]) -> dg.AssetCheckResult:
-    seen = shown(outcome, secrets)
+def _check_result(asset: str, outcome: Outcome, known: Redactor, metadata: dict[str, Any]) -> dg.AssetCheckResult:
+    seen = shown(outcome, known)
     details: dict[str, Any] = {"evaluated": outcome.evaluated, **metadata}
     if outcome.failed is not None:
         details["failed"] = outcome.failed

@@ -16,6 +16,7 @@ from nightscout_lakehouse.lib.quality import frames
 from nightscout_lakehouse.lib.quality.frames import FRAME_COLUMNS, Frame
 from nightscout_lakehouse.lib.quality.suites import SUITES_DIR, Suite, SuiteError, load_suite
 from nightscout_lakehouse.lib.quality.validation import Outcome, Validator, by_site, check_suite
+from nightscout_lakehouse.lib.redaction import Redactor, redactor
 from nightscout_lakehouse.lib.settings import Settings
 from nightscout_lakehouse.lib.sites import Site
 from nightscout_lakehouse.lib.warehouse import connect, open_warehouse
@@ -198,7 +199,7 @@ def validate_stages(
             result = validate_stage(stage, settings, lake, sites, everything=everything, suite=suite)
         except duckdb.CatalogException:
             raise LakehouseError("The models are not built yet.", "Run `make run` first.") from None
-        keep_result(settings, result, run_id, site_secrets(sites))
+        keep_result(settings, result, run_id, redactor(settings, sites))
         results.append(result)
     return results
 
@@ -232,7 +233,7 @@ def check_suites(paths: Sequence[Path] = ()) -> list[Suite]:
     return found
 
 
-def shown(outcome: Outcome, secrets: Sequence[str]) -> ShownOutcome:
+def shown(outcome: Outcome, known: Redactor) -> ShownOutcome:
     """An outcome with every secret blacked out, whatever column it got into."""
     item = outcome.expectation
     return ShownOutcome(
@@ -246,30 +247,17 @@ def shown(outcome: Outcome, secrets: Sequence[str]) -> ShownOutcome:
         is_blocking=outcome.is_blocking,
         evaluated=outcome.evaluated,
         failed=outcome.failed,
-        observed=_redacted(outcome.observed, secrets),
+        observed=_clean(outcome.observed, known),
         failing_sites=list(outcome.failing_sites),
-        samples=[{name: _redacted(value, secrets) for name, value in row.items()} for row in outcome.samples],
+        samples=[{name: _clean(value, known) for name, value in row.items()} for row in outcome.samples],
     )
 
 
-def site_secrets(sites: Sequence[Site]) -> list[str]:
-    """Tokens and secrets of the sites, the longest first."""
-    values = {value.get_secret_value() for site in sites for value in (site.token, site.api_secret)}
-    return sorted((value for value in values if value), key=len, reverse=True)
+def _clean(value: Any, known: Redactor) -> Any:
+    return known.clean(value)[:200] if isinstance(value, str) else value
 
 
-def redacted(text: str, secrets: Sequence[str]) -> str:
-    """A text with every secret blacked out."""
-    for secret in secrets:
-        text = text.replace(secret, "***")
-    return text
-
-
-def _redacted(value: Any, secrets: Sequence[str]) -> Any:
-    return redacted(value, secrets)[:200] if isinstance(value, str) else value
-
-
-def keep_result(settings: Settings, result: StageResult, run_id: str, secrets: Sequence[str]) -> None:
+def keep_result(settings: Settings, result: StageResult, run_id: str, known: Redactor) -> None:
     """Keep the result of a stage for the report: the three stages of a run stand on one page."""
     folder = settings.quality_dir / "results"
     folder.mkdir(parents=True, exist_ok=True)
@@ -282,7 +270,7 @@ def keep_result(settings: Settings, result: StageResult, run_id: str, secrets: S
         "rows": result.rows,
         "seconds": round(result.seconds, 3),
         "validated_at": result.validated_at.isoformat(),
-        "outcomes": [asdict(shown(outcome, secrets)) for outcome in result.outcomes],
+        "outcomes": [asdict(shown(outcome, known)) for outcome in result.outcomes],
     }
     path = folder / f"{result.stage}.json"
     temporary = path.with_suffix(".tmp")
