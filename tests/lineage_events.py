@@ -1,5 +1,6 @@
 """OpenLineage events as the emitter writes them, built with the typed client: a small pipeline from API to mart."""
 
+import json
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -23,6 +24,9 @@ from openlineage.client.facet_v2 import (
     sql_job,
 )
 from openlineage.client.serde import Serde
+from openlineage_schemas import faults
+
+from nightscout_lakehouse.lib.lineage.journal import event_files, read_lines
 
 NAMESPACE = "nightscout"
 PIPELINE = "nightscout_pipeline"
@@ -210,6 +214,18 @@ def pipeline_run(
         else:
             events.append(event(RunState.COMPLETE, job, run, number, inputs=inputs, outputs=outputs, job_facets=facets))
     return [*events, event(RunState.FAIL if fails else RunState.COMPLETE, PIPELINE, run, 0)]
+
+
+def recorded(folder: Path) -> list[dict[str, Any]]:
+    """The events in a folder, as they stand there; each follows the standard."""
+    found = [json.loads(line) for path in event_files(folder) for line in read_lines(path)]
+    assert [fault for each in found for fault in faults(each)] == []
+    return found
+
+
+def ends(folder: Path) -> dict[str, str]:
+    """How each job in a folder ended last."""
+    return {each["job"]["name"]: each["eventType"] for each in recorded(folder) if each["eventType"] != "START"}
 
 
 def write(events: Sequence[RunEvent], path: Path) -> None:

@@ -4,6 +4,7 @@ import json
 import re
 from datetime import UTC, datetime, timedelta
 
+import lineage_events
 import pytest
 from typer.testing import CliRunner
 
@@ -61,8 +62,9 @@ def project(settings: Settings, lake: Lake) -> DbtProject:
 
 
 def test_a_tick_tests_what_changed_and_a_full_check_finds_the_rest(
-    project: DbtProject, settings: Settings, lake: Lake
+    project: DbtProject, settings: Settings, lake: Lake, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setenv("OPENLINEAGE_DISABLED", "false")
     for name in ("curated.fact_glucose_readings", "intermediate.int_glucose_enriched"):
         execute(settings, f"update {name} set glucose_range = 'none' where reading_date = '{OLD_DAY}'")
     land(settings, lake, 2, entry(100, 31))
@@ -79,6 +81,8 @@ def test_a_tick_tests_what_changed_and_a_full_check_finds_the_rest(
     assert told.exit_code == 1
     assert "fail: accepted_values" in told.stderr
     assert "tests passed on what was not tested yet" in told.stdout
+    ended = lineage_events.ends(settings.lineage_dir)
+    assert (ended["lakehouse_check"], ended["fact_glucose_readings.checks"]) == ("FAIL", "FAIL")
     land(settings, lake, 4, entry(102, 0.1))
     project.build("duckdb", READINGS)
     told = CliRunner().invoke(app, ["check", "--full"])
@@ -86,6 +90,9 @@ def test_a_tick_tests_what_changed_and_a_full_check_finds_the_rest(
     passed, number = re.findall(r"(\d+) of (\d+) tests passed on the whole history", told.stdout)[0]
     assert passed == number
     assert int(number) > 50
+    ended = lineage_events.ends(settings.lineage_dir)
+    assert set(ended.values()) == {"COMPLETE"}
+    assert {"lakehouse_check", "fact_glucose_readings.checks", "dim_glucose_date.checks"} <= ended.keys()
 
 
 def test_without_a_warehouse_there_is_nothing_to_check() -> None:

@@ -8,6 +8,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import lineage_events
 import pytest
 from typer.testing import CliRunner
 
@@ -304,8 +305,11 @@ def test_a_long_file_takes_bounded_memory(settings: Settings, lake: Lake) -> Non
     assert peak < 30_000_000
 
 
-def test_the_command_says_what_a_file_holds_then_imports_it(settings: Settings, lake: Lake, tmp_path: Path) -> None:
-    path = tmp_path / "exports" / "a.csv"
+def test_the_command_says_what_a_file_holds_then_imports_it(
+    settings: Settings, lake: Lake, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OPENLINEAGE_DISABLED", "false")
+    path = tmp_path / "exports" / "Clarity_Export_Smith_Anna.csv"
     path.parent.mkdir()
     path.write_text("\n".join([HEADER, *(row.replace("+00:00", "") for row in lines(3)), "never,100,x"]) + "\n")
     command = ["import", str(path), "--site", "anna", "--timezone", "Europe/Berlin"]
@@ -315,6 +319,7 @@ def test_the_command_says_what_a_file_holds_then_imports_it(settings: Settings, 
     assert "1 refused, unreadable_time (line 5)" in dry.output
     assert "Nothing was imported" in dry.output
     assert sites_of_files(settings, lake) == []
+    assert not settings.lineage_dir.exists()
 
     real = CliRunner().invoke(app, [*command[:1], str(path.parent), *command[2:]])
     assert real.exit_code == 0, real.output
@@ -324,8 +329,28 @@ def test_the_command_says_what_a_file_holds_then_imports_it(settings: Settings, 
     process_sites([site], settings, lake)
     assert next(time for _, time, _ in held(settings)) == int((START - timedelta(hours=1)).timestamp() * 1000)
 
+    assert lineage_events.ends(settings.lineage_dir) == {
+        **dict.fromkeys(("lakehouse_import", "imported_files", "imported_files.checks"), "COMPLETE")
+    }
+    (imported,) = [each for each in lineage_events.recorded(settings.lineage_dir) if each["outputs"]]
+    assert [each["name"] for each in imported["inputs"]] == ["exported_files"]
+    (raw,) = imported["outputs"]
+    assert raw["name"] == f"{settings.lake_url}/raw/nightscout_entries"
+    assert raw["outputFacets"]["outputStatistics"]["rowCount"] == 3
+    assert raw["outputFacets"]["subset"]["outputCondition"]["partitions"] == [{"dimensions": {"site": "anna"}}]
+
     wrong = CliRunner().invoke(app, ["import", str(path), "--site", "a/b"])
     assert wrong.exit_code == 1
+    assert lineage_events.ends(settings.lineage_dir)["lakehouse_import"] == "FAIL"
+    path.write_text("1,2\n")
+    assert CliRunner().invoke(app, command).exit_code == 1
+    assert lineage_events.ends(settings.lineage_dir) == {
+        "lakehouse_import": "FAIL",
+        "imported_files": "COMPLETE",
+        "imported_files.checks": "FAIL",
+    }
+    # Its name names a person.
+    assert "Smith" not in (settings.lineage_dir / "events.ndjson").read_text()
     listed = CliRunner().invoke(app, ["sources"])
     assert "Dexcom Clarity export" in listed.output
 

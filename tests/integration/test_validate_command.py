@@ -5,6 +5,7 @@ import shutil
 from datetime import timedelta
 from pathlib import Path
 
+import lineage_events
 import pytest
 from click.testing import Result
 from test_faults import CURATED, NOW, documents
@@ -96,8 +97,16 @@ def test_a_table_and_an_exit_code(
     with open_warehouse(settings) as warehouse:
         warehouse.execute("update intermediate.int_glucose_enriched set glucose_category = 'in_range'")
         warehouse.execute("update ops.batches set stored = stored - 1")
+    monkeypatch.setenv("OPENLINEAGE_DISABLED", "false")
     wrong = lakehouse("validate", "--full")
     assert wrong.exit_code == 1
+    assert lineage_events.ends(settings.lineage_dir) == {
+        "lakehouse_validate": "FAIL",
+        "validate_raw_documents": "COMPLETE",
+        "validate_enriched_readings": "FAIL",
+        "validate_daily_figures": "COMPLETE",
+        "processed_nightscout_entries_batches_match_raw_files": "FAIL",
+    }
     (line,) = [line for line in wrong.stdout.splitlines() if "category_follows_from_the_value" in line]
     assert line.split()[2:4] == ["NO", "critical"]
     assert line.split()[-1] == "anna"

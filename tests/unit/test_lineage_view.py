@@ -594,6 +594,15 @@ def test_runs_are_chosen_by_word_or_beginning(folder: Path) -> None:
         choose_run(runs, "f")
     with pytest.raises(LineageError, match="There are not two runs to compare, only 1"):
         choose_run(runs[:1], "previous")
+    # A check in between is no run of the pipeline, unless it is asked for.
+    states = (RunState.START, RunState.COMPLETE)
+    made.write([made.event(state, "lakehouse_check", 0x3D, 0) for state in states], folder / "events.ndjson")
+    runs = pipeline_runs(EventLog(folder).heads())
+    assert [run.run_id[:8] for run in runs][:2] == ["0000003d", "0000002c"]
+    assert [choose_run(runs, word).run_id[:8] for word in ("latest", "previous")] == ["0000002c", "0000001b"]
+    assert choose_run(runs, "0000003d").is_command
+    whole = pipeline_runs(EventLog(folder).heads(), most=2, with_commands=False)
+    assert [run.run_id[:8] for run in whole] == ["0000002c", "0000001b"]
     assert replace(runs[0], job="x") != runs[0]
 
 

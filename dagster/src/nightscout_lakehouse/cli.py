@@ -8,7 +8,7 @@ import sys
 import time
 import uuid
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import fields, replace
 from datetime import UTC, datetime
 from enum import StrEnum
@@ -187,10 +187,11 @@ def check(
     """Run the data tests of the models: on what no tests have passed yet or, with --full, on everything."""
     settings = _prepare()
     from nightscout_lakehouse.lib.dbt_project import DbtError, DbtProject
+    from nightscout_lakehouse.lib.lineage.command_run import command_run
 
     if not settings.has_warehouse:
         raise LakehouseError("There is nothing to check yet.", "Run the pipeline first.")
-    with _not_while_running(settings):
+    with _not_while_running(settings), command_run(settings, "check") as lineage:
         error: DbtError | None = None
         try:
             result = DbtProject(settings).check(full=full)
@@ -198,6 +199,7 @@ def check(
             if failure.result is None:
                 raise
             error, result = failure, failure.result
+        lineage.models_were_tested(error)
     found = [node for node in result.nodes if node.status != "pass"]
     for node in found:
         errors.print(f"{node.status}: {node.name}: {node.message or ''}", markup=False, soft_wrap=True)
@@ -229,6 +231,7 @@ def validate(
     """Hold the data to the suites in great_expectations/, without reading a server; 1 if something critical fails."""
     settings = _prepare()
     from nightscout_lakehouse.lib.lake import Lake
+    from nightscout_lakehouse.lib.lineage.command_run import command_run
     from nightscout_lakehouse.lib.pipeline_report import print_conservation, print_validation
     from nightscout_lakehouse.lib.quality.conservation import compare_with_raw_files
     from nightscout_lakehouse.lib.quality.report import write_report
@@ -239,9 +242,12 @@ def validate(
             console.print(f"{found.path}: {len(found.expectations)} expectations, well-formed.", soft_wrap=True)
         return
     lake, run_id = Lake.open(settings), uuid.uuid4().hex
-    with _not_while_running(settings):
+    with _not_while_running(settings), command_run(settings, "validate") as lineage:
         results = validate_stages(settings, lake, _known_sites(settings, lake), run_id, everything=full)
+        lineage.stages_were_validated(results)
         conservation = compare_with_raw_files(settings, lake) if full else None
+        if conservation is not None:
+            lineage.history_was_compared(conservation)
     print_validation(console, results)
     is_sound = not any(result.blocking for result in results)
     if conservation is not None:
@@ -323,11 +329,14 @@ def import_files(
 ) -> None:
     """Import exported files (Dexcom Clarity, LibreView, CSV) from anywhere; the files stay where they are."""
     settings = _prepare()
+    from nightscout_lakehouse.lib.lineage.command_run import command_run
     from nightscout_lakehouse.lib.pipeline_report import print_imports
     from nightscout_lakehouse.lib.sources.file_drop import import_path
 
-    with _not_while_running(settings):
+    with _not_while_running(settings), nullcontext() if dry_run else command_run(settings, "import") as lineage:
         outcomes = import_path(path, site, settings, timezone=timezone, date_order=date_order, dry_run=dry_run)
+        if lineage is not None:
+            lineage.files_were_imported(outcomes)
     print_imports(console, outcomes)
     problems = [outcome.message for outcome in outcomes if outcome.outcome in ("failed", "waiting")]
     for problem in problems:

@@ -146,7 +146,8 @@ def diff(
     log = _log()
     # By its id a run may be as old as the file goes; the last two are at its end.
     words = {before.casefold(), after.casefold()}
-    known = pipeline_runs(log.heads(), most=2 if words <= {"latest", "previous"} else None)
+    by_place = words <= {"latest", "previous"}
+    known = pipeline_runs(log.heads(), most=2 if by_place else None, with_commands=not by_place)
     first, second = choose_run(known, before), choose_run(known, after)
     changes = compare(*run_facts(log, (first, second)))
     if output is Format.JSON:

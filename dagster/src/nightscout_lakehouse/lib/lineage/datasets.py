@@ -12,6 +12,7 @@ NAMESPACE = "nightscout"
 _RAW_ASSETS = {f"raw_{collection.name}": collection for collection in COLLECTIONS} | {
     "reread_nightscout_entries": ENTRIES,
     "raw_file_drop": ENTRIES,
+    "imported_files": ENTRIES,
 }
 _PROCESSED_ASSETS = {f"processed_{collection.name}": collection for collection in COLLECTIONS}
 PUBLISHED_PREFIX = "published_"
@@ -20,6 +21,7 @@ RUN_RECORDS = ("pipeline_runs", "pipeline_run_sites")
 # In a namespace; a space is among them, and makes no URI either.
 _REFUSED_BY_MARQUEZ = re.compile(r"[^a-zA-Z0-9:;=/_.@+-]")
 FILE_DROP = "raw_file_drop"
+IMPORT = "imported_files"
 
 
 @dataclass(frozen=True, order=True)
@@ -71,6 +73,10 @@ class DatasetNames:
     def drop(self) -> DatasetName:
         """The folder of dropped files."""
         return DatasetName("file", self.drop_dir)
+
+    def exports(self) -> DatasetName:
+        """Files that are imported from anywhere; their own names may name a person."""
+        return DatasetName("file", "exported_files")
 
     def in_warehouse(self, relation: str) -> DatasetName:
         """A table or view of DuckDB, named with its schema; the views over the lake are the lake's own datasets."""

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 
 from nightscout_lakehouse.lib.lineage.event_log import Event, EventDataset, EventHead, EventLog, LineageError, event_key
+from nightscout_lakehouse.lib.lineage.facts import COMMAND_PREFIX
 from nightscout_lakehouse.lib.lineage.graph import DatasetKey, how, short_names
 
 _ENDS = {"COMPLETE", "FAIL", "ABORT"}
@@ -32,6 +33,11 @@ class PipelineRun:
     step_count: int
     failed_steps: tuple[str, ...]
     run_ids: frozenset[str]
+
+    @property
+    def is_command(self) -> bool:
+        """Whether it is a `lakehouse import`, `check` or `validate`, and no run of the pipeline."""
+        return self.job.startswith(COMMAND_PREFIX)
 
 
 @dataclass(frozen=True)
@@ -95,18 +101,22 @@ class Change:
     detail: tuple[str, ...] = ()
 
 
-def pipeline_runs(heads: Iterable[EventHead], *, most: int | None = None) -> list[PipelineRun]:
+def pipeline_runs(
+    heads: Iterable[EventHead], *, most: int | None = None, with_commands: bool = True
+) -> list[PipelineRun]:
     """The runs, the newest first; those of which the file holds no beginning are left out.
 
     Args:
         heads: The newest first.
         most: Not more than so many; what is older is not read.
+        with_commands: Those of commands, too.
     """
     runs: dict[str, _Seen] = {}
     begun = 0
     for head in heads:
         runs.setdefault(head.run.run_id, _Seen(head)).add(head)
-        begun += head.event_type == "START" and head.run.facets.parent is None
+        is_counted = with_commands or not head.job.name.startswith(COMMAND_PREFIX)
+        begun += head.event_type == "START" and head.run.facets.parent is None and is_counted
         # Where the beginning of a run is read, all of it has been.
         if begun == most:
             break
@@ -116,7 +126,8 @@ def pipeline_runs(heads: Iterable[EventHead], *, most: int | None = None) -> lis
     # A rotated file begins with the last word of older runs; of those no beginning is there, and they are not whole.
     whole = {root: ids for root, ids in members.items() if any(runs[run_id].has_begun for run_id in ids)}
     found = [_pipeline_run(root, ids, runs) for root, ids in whole.items()]
-    return sorted(found, key=lambda run: run.started_at, reverse=True)[:most]
+    told = [run for run in found if with_commands or not run.is_command]
+    return sorted(told, key=lambda run: run.started_at, reverse=True)[:most]
 
 
 def choose_run(runs: Sequence[PipelineRun], text: str) -> PipelineRun:
@@ -124,16 +135,19 @@ def choose_run(runs: Sequence[PipelineRun], text: str) -> PipelineRun:
 
     Args:
         runs: The newest first.
-        text: `latest`, `previous`, or the beginning of a run's id.
+        text: `latest` or `previous`, which are runs of the pipeline and no commands, or the beginning of a run's id.
 
     Raises:
         LineageError: There is no such run, or there are several.
     """
     position = {"latest": 0, "previous": 1}.get(text.casefold())
     if position is not None:
-        if len(runs) <= position:
-            raise LineageError(f"There are not two runs to compare, only {len(runs)}.", "Run the pipeline once more.")
-        return runs[position]
+        pipeline = [run for run in runs if not run.is_command]
+        if len(pipeline) <= position:
+            raise LineageError(
+                f"There are not two runs to compare, only {len(pipeline)}.", "Run the pipeline once more."
+            )
+        return pipeline[position]
     found = [run for run in runs if text and run.run_id.startswith(text.casefold())]
     if len(found) == 1:
         return found[0]

@@ -4,6 +4,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 
+# The job of a command that is no Dagster run: this, and its name.
+COMMAND_PREFIX = "lakehouse_"
+
 
 @dataclass(frozen=True)
 class RunFacts:

@@ -13,6 +13,7 @@ from nightscout_lakehouse.lib.dbt_project import Target
 from nightscout_lakehouse.lib.lineage.column_lineage import ColumnSource
 from nightscout_lakehouse.lib.lineage.datasets import (
     FILE_DROP,
+    IMPORT,
     PUBLISHED_PREFIX,
     DatasetName,
     DatasetNames,
@@ -147,6 +148,19 @@ class RunRecorder:
         self._open.steps.pop(step, None)
         self._open_runs.keep(self._open)
 
+    def models_were_tested(self, since: datetime) -> None:
+        """The tests of the models in DuckDB have run since a time, in no step of their own."""
+        from nightscout_lakehouse.lib.lineage.dbt_events import build_events, read_build
+
+        build = read_build(self._settings.dbt_dir / "duckdb", since=since)
+        if build is None:
+            return
+        events = build_events(
+            build, "duckdb", self._run, self._run.job, self._names, {}, self._lineage, self._job_facets
+        )
+        for each in events:
+            self._emitter.emit(each)
+
     def end(self, state: str, at: datetime, error: ErrorFacts | None = None) -> None:
         """The run has ended.
 
@@ -266,6 +280,9 @@ class RunRecorder:
         collection = raw_collection(asset.name)
         if asset.name == FILE_DROP:
             return [input_dataset(names.drop(), description="Exported files, in one folder per site.")]
+        if asset.name == IMPORT:
+            sites = written.sites if written else ()
+            return [input_dataset(names.exports(), sites=sites, description="Exported files, from anywhere.")]
         if collection is not None:
             return [
                 input_dataset(
@@ -301,7 +318,7 @@ class RunRecorder:
         described: dict[str, Any] = {"description": asset.description, "owners": asset.owners}
         if raw is not None:
             described["columns"] = columns
-            if asset.name != FILE_DROP:
+            if asset.name not in (FILE_DROP, IMPORT):
                 sources = raw_sources(raw, self._fields(asset.name))
                 described["sources"] = column_lineage(sources, (), lambda _table: names.api(raw))
         if processed is not None:
