@@ -1,16 +1,17 @@
-"""The OpenLineage JSON schemas, offline, as the installed OpenLineage packages hold them.
+"""The OpenLineage JSON schemas, offline: the published files where they were to be had, the installed packages else.
 
+* `openlineage_spec/` has the core and eight facets as they are published; see its README.
 * `openlineage-python` holds the core and every facet as classes that its authors generate from the JSON schemas of the
-  specification: names, types, what must be there, allowed values, formats, and the URL of the schema. Here they are
-  turned back into JSON schemas, so that an event is held to just that version of the standard which it names.
+  specification: names, types, what must be there, allowed values, formats, and the URL of the schema. Of the other
+  facets they are turned back into JSON schemas, so that an event is held to just that version which it names.
 * `openlineage-integration-common` holds the JSON schemas of dbt's own facets as files, and one more as a class.
 
 What the classes give was compared with the published files in November 2026 (openlineage-python 1.54), fact by fact:
 types, what must be there, values, formats, bounds, what is nested. `PUBLISHED` names each file and how its text was
-had. All facts are the same but for these, which the classes lose and `PUBLISHED` adds: a job event has no run, a
-dataset event not both a job and a run, and a window lasts at least one second. Two marks of `deprecated` reject
-nothing. Five files were not to be had in just the version that is named; each was compared with the version nearest to
-it, and the `type` of a subset's condition is added from there.
+had. All facts are the same but for these, which the classes lose: a job event has no run, a dataset event not both a
+job and a run (both are in the published core), and a window lasts at least one second, which `PUBLISHED` adds. Two
+marks of `deprecated` reject nothing. Five files were not to be had in just the version that is named; each was compared
+with the version nearest to it, and the `type` of a subset's condition is added from there.
 """
 
 import enum
@@ -26,6 +27,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from functools import cache
 from importlib.resources import files
+from pathlib import Path
 from typing import Any
 from uuid import UUID
 
@@ -39,6 +41,7 @@ from referencing.jsonschema import DRAFT202012
 _PLAIN = {str: "string", int: "integer", float: "number", bool: "boolean"}
 # What the generated classes call to check a format of the specification.
 _FORMATS = {"isoparse": "date-time", "UUID": "uuid", "urlparse": "uri"}
+_SPEC_DIR = Path(__file__).parent / "openlineage_spec"
 _SPEC = "https://openlineage.io/spec/"
 _CORE = f"{_SPEC}2-0-2/OpenLineage.json"
 # dbt's facets take the base of a facet from these; it is the same in all of them.
@@ -77,9 +80,8 @@ class Published:
         return _SPEC + self.document
 
 
-# As the Rust crate datafusion-openlineage 0.0.12 carries it. The SHA-256 of its core, schema and error message is the
-# one that another project pins for release 1.53.0.
-_RELEASE_1_50 = "spec/ of release 1.50.0"
+# The SHA-256 of the core, schema and error message is the one that another project pins for release 1.53.0.
+_RELEASE_1_50 = "spec/ of release 1.50.0, in openlineage_spec/"
 # The text of an earlier version with what is new in the classes; its SHA-256 is the one pinned for this release.
 _RELEASE_1_53 = "spec/ of release 1.53.0"
 _WEBSITE = "website/static/spec/, where the site keeps each version"
@@ -91,15 +93,7 @@ def _kind_of_condition(kind: str) -> Mapping[str, Any]:
 
 
 PUBLISHED = (
-    Published(
-        "2-0-2/OpenLineage.json",
-        {},
-        _RELEASE_1_50,
-        {
-            "JobEvent": {"not": {"required": ["run"]}},
-            "DatasetEvent": {"not": {"required": ["job", "run"]}},
-        },
-    ),
+    Published("2-0-2/OpenLineage.json", {}, _RELEASE_1_50),
     Published(
         "facets/1-0-0/BaseSubsetDatasetFacet.json",
         {"InputSubsetInputDatasetFacet": "subset", "OutputSubsetOutputDatasetFacet": "subset"},
@@ -216,8 +210,14 @@ def documents() -> dict[str, dict[str, Any]]:
     for published in PUBLISHED:
         for name, demand in published.demands.items():
             _add(found[published.url], name, demand)
+    found.update((schema["$id"], schema) for schema in published_files())
     found.update(dict.fromkeys(_OLDER_CORES, found[_CORE]))
     return found
+
+
+def published_files() -> list[dict[str, Any]]:
+    """The schemas that are here as they are published."""
+    return [json.loads(path.read_text("utf-8")) for path in sorted(_SPEC_DIR.rglob("*.json"))]
 
 
 def _add(document: dict[str, Any], name: str, demand: Mapping[str, Any]) -> None:

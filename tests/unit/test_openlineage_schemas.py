@@ -1,14 +1,17 @@
 """The schemas that events are held to: what the standard forbids is told, also where the classes let it pass."""
 
 import copy
+import hashlib
 import json
+from pathlib import Path
 from typing import Any
 
 import lineage_events as made
 import pytest
 from openlineage.client.serde import Serde
-from openlineage_schemas import PUBLISHED, documents, faults
+from openlineage_schemas import PUBLISHED, documents, faults, published_files
 
+SPEC_FILES = Path(__file__).parents[1] / "openlineage_spec"
 SPEC = "https://openlineage.io/spec/"
 CORE = f"{SPEC}2-0-2/OpenLineage.json#/$defs/"
 DBT = "https://github.com/OpenLineage/OpenLineage/tree/main/integration/common/openlineage/schema/"
@@ -87,8 +90,6 @@ FOLLOWS = [
 
 # What each demand that the classes do not hold rejects: the definition, and an event that breaks it alone.
 BREAKS_A_DEMAND = {
-    "JobEvent": event("JobEvent", run=RUN, job=JOB),
-    "DatasetEvent": event("DatasetEvent", run=RUN, job=JOB, dataset=TABLE),
     "JobTypeJobFacet": job_type(emissionPattern=PATTERN | {"windowDuration": 0}),
     "PartitionSubsetCondition": subset(PARTITIONS | {"type": "location"}),
     "LocationSubsetCondition": subset(LOCATIONS | {"type": "place"}),
@@ -97,6 +98,8 @@ BREAKS_A_DEMAND = {
 }
 
 BREAKS = {
+    "a job event with a run": event("JobEvent", run=RUN, job=JOB),
+    "a dataset event with a job and a run": event("DatasetEvent", run=RUN, job=JOB, dataset=TABLE),
     "another value of eventType": event(eventType="DONE", run=RUN, job=JOB),
     "no job": event(run=RUN),
     "null for what is not there": event(run=RUN, job=JOB, inputs=None),
@@ -166,3 +169,14 @@ def test_a_fault_says_where_it_is_and_by_which_schema() -> None:
     (fault,) = faults(broken)
     assert fault.startswith("event.run.runId: ")
     assert fault.endswith("(by https://openlineage.io/spec/2-0-2/OpenLineage.json#/$defs/RunEvent)")
+
+
+def test_the_published_files_are_as_they_were_published_and_are_what_events_are_held_to() -> None:
+    sums = dict(reversed(line.split()) for line in (SPEC_FILES / "SHA256SUMS").read_text().splitlines())
+    files = {str(path.relative_to(SPEC_FILES)): path.read_bytes() for path in SPEC_FILES.rglob("*.json")}
+    assert {name: hashlib.sha256(content).hexdigest() for name, content in files.items()} == sums
+    published = {schema["$id"]: schema for schema in published_files()}
+    assert len(published) == len(files) == 9
+    assert {each.url for each in PUBLISHED if "openlineage_spec/" in each.source} == published.keys()
+    held_to = documents()
+    assert {url: held_to[url] for url in published} == published
