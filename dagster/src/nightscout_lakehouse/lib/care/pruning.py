@@ -36,7 +36,6 @@ from nightscout_lakehouse.lib.care.archive import (
     moved_files,
     open_archive,
     other_files,
-    read_manifest,
     says_if_it_fails,
     stretch_of,
     write_manifest,
@@ -212,7 +211,7 @@ def bring_back(settings: Settings, path: Path) -> tuple[list[BroughtBack], dict[
                 pruned = load_pruned(lake, site, collection)
                 if pruned is None:
                     continue
-                if pruned.archive != str(archive.root) and not read_manifest(archive, site, collection):
+                if pruned.archive != str(archive.root) and not archive.folder(site, collection).is_dir():
                     elsewhere[f"{site}, {collection.name}"] = pruned.archive
                     continue
                 found.append((site, collection, moved_files(archive, site, collection, pruned)))
@@ -395,7 +394,7 @@ def _mend(lake: Lake, archive: Archive, planned: Planned, *, has_moved: bool) ->
 def _says_what_cannot_be_read(what: str) -> Iterator[None]:
     try:
         yield
-    except duckdb.IOException as error:
+    except (duckdb.IOException, duckdb.InvalidInputException) as error:
         raise LakehouseError(
             f"{what} cannot be read ({str(error).partition(chr(10))[0]}).",
             "Nothing was moved. Check the disk, and put the file back from a copy.",
