@@ -124,15 +124,25 @@ class Lake:
         """
         if not self.exists(relative):
             return None
-        with self.filesystem.open_input_stream(f"{self.root}/{relative}") as stream:
-            content = bytes(stream.read())
         try:
-            value = json.loads(content)
+            value = json.loads(self.read_bytes(relative))
         except ValueError:
             value = None
         if not isinstance(value, dict):
             raise LakeError(f"{self.url}/{relative} is damaged: it is not a JSON object.", mend)
         return value
+
+    def read_bytes(self, relative: str) -> bytes:
+        """The content of a file.
+
+        Raises:
+            LakeError: It is not there or cannot be read.
+        """
+        try:
+            with self.filesystem.open_input_stream(f"{self.root}/{relative}") as stream:
+                return bytes(stream.read())
+        except OSError as error:
+            raise self._cannot_read(relative, error) from None
 
     def write_json(self, relative: str, value: dict[str, Any]) -> None:
         """Write a JSON object."""

@@ -19,7 +19,7 @@ from typing import Final
 
 import pyarrow.fs as pafs
 
-from nightscout_lakehouse.lib.care.files import copy_stream, private_file, sha256_of, sync_folder
+from nightscout_lakehouse.lib.care.files import private_file, sha256_of, sync_folder
 from nightscout_lakehouse.lib.errors import LakehouseError
 from nightscout_lakehouse.lib.lake import Lake, Pruned, PrunedStretch, RawFile, batches_of, raw_folder
 from nightscout_lakehouse.lib.nightscout_collections import COLLECTIONS, Collection
@@ -176,22 +176,25 @@ def copy_into(archive: Archive, lake: Lake, path: str) -> tuple[int, str]:
         Its size in bytes and SHA-256.
 
     Raises:
-        LakehouseError: What was read back is not what was written.
+        LakehouseError: It cannot be read, or what was read back is not what was written.
+        OSError: The archive cannot be written.
     """
     target = archive.root / path
     partial = target.with_name(f".{target.name}.partial")
     partial.unlink(missing_ok=True)
-    with lake.filesystem.open_input_stream(f"{lake.root}/{path}") as stream:
-        size, digest = copy_stream(stream, partial)
-    with partial.open("rb") as file:
+    content = lake.read_bytes(path)
+    digest = hashlib.sha256(content).hexdigest()
+    with private_file(partial) as file:
+        file.write(content)
+        file.flush()
         os.fsync(file.fileno())
     if sha256_of(partial) != digest:
         partial.unlink()
         raise LakehouseError(
-            f"{target} is not what was written.", "Nothing was removed from the lake. Check the disk of the archive."
+            f"{target} is not what was written.", "It is still in the lake. Check the disk of the archive."
         )
     partial.replace(target)
-    return size, digest
+    return len(content), digest
 
 
 def digest_of(files: Sequence[ArchivedFile]) -> str:

@@ -468,9 +468,7 @@ def _move(lake: Lake, archive: Archive, planned: Planned, moved: Sequence[Archiv
 def _copy_back(lake: Lake, archive: Archive, site: str, collection: Collection, file: ArchivedFile) -> None:
     path = archive.raw_file(site, collection, file).path
     lake.write_bytes(path, (archive.root / path).read_bytes())
-    with lake.filesystem.open_input_stream(f"{lake.root}/{path}") as stream:
-        digest = hashlib.sha256(stream.read()).hexdigest()
-    if digest != file.sha256:
+    if hashlib.sha256(lake.read_bytes(path)).hexdigest() != file.sha256:
         raise LakehouseError(f"{lake.url}/{path} is not what was written.", "Check the disk, then run the same again.")
 
 
