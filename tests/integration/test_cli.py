@@ -33,7 +33,7 @@ pytestmark = [pytest.mark.e2e, pytest.mark.postgres]
 TOKEN = "reader-0123456789abcdef"
 COMMANDS = [
     *("run", "backfill", "dev", "status", "doctor", "check", "sql", "demo-server", "clean", "sites"),
-    *("backup", "restore", "export", "forget", "compact"),
+    *("backup", "restore", "export", "forget", "compact", "prune"),
     *("validate", "quarantine", "import", "sources", "report", "alerts", "lineage", "dashboard"),
 ]
 BAD_DOCUMENTS: dict[str, dict[str, Any]] = {

@@ -17,6 +17,7 @@ import pyarrow as pa
 import pytest
 
 from nightscout_lakehouse.lib.care.backup import back_up
+from nightscout_lakehouse.lib.care.pruning import bring_back, prune
 from nightscout_lakehouse.lib.care.restore import restore
 from nightscout_lakehouse.lib.dbt_project import DbtProject
 from nightscout_lakehouse.lib.errors import LakeError, LakehouseError
@@ -24,6 +25,7 @@ from nightscout_lakehouse.lib.ingestion import write_batch
 from nightscout_lakehouse.lib.lake import Lake
 from nightscout_lakehouse.lib.nightscout_client import documents_from_json
 from nightscout_lakehouse.lib.processing import process_sites
+from nightscout_lakehouse.lib.quality.conservation import compare_with_raw_files
 from nightscout_lakehouse.lib.settings import load_settings
 from nightscout_lakehouse.lib.sites import Site
 from nightscout_lakehouse.lib.warehouse import connect
@@ -220,3 +222,30 @@ def test_a_bucket_is_backed_up_and_restored_into_an_empty_one(
     with connect(elsewhere, elsewhere.warehouse_path, read_only=True) as warehouse:
         # The view reads the new place.
         assert warehouse.execute("select count(*) from lake.nightscout_entries").fetchall() == [(30,)]
+
+
+def test_raw_files_move_from_a_bucket_into_a_folder_and_back(bucket: Bucket, tmp_path: Path) -> None:
+    settings, archive = load_settings(), tmp_path / "cold"
+    lake = Lake.open(settings)
+    raw = bucket.folder / "of anna" / "raw" / "nightscout_entries" / "site=anna"
+
+    def land(number: int, numbers: range, sgv: int) -> None:
+        texts = [json.dumps(document(n, 5 * n, sgv)) for n in numbers]
+        write_batch(lake, "anna", number, documents_from_json(texts), FETCHED_AT)
+        process_sites([SITE], settings, lake)
+
+    land(1, range(1, 300), 100)
+    before = (raw / "batch=00000001.parquet").read_bytes()
+    (moved,) = prune(settings, archive, older_than_days=400, now=FETCHED_AT + timedelta(days=500))
+    assert (moved.first, moved.last, moved.documents, moved.size_bytes) == (1, 1, 299, len(before))
+    assert list(raw.glob("batch=*")) == []
+    assert [path.read_bytes() for path in archive.rglob("batch=*")] == [before]
+    land(2, range(5, 6), 222)
+    assert not compare_with_raw_files(settings, lake).faults
+
+    bring_back(settings, archive)
+    assert (raw / "batch=00000001.parquet").read_bytes() == before
+    # This server does not list a folder in which something was removed until something is written there.
+    land(3, range(6, 7), 222)
+    found = compare_with_raw_files(settings, lake)
+    assert (found.batches, found.pruned, found.faults) == (3, 0, ())

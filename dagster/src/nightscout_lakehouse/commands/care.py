@@ -1,4 +1,4 @@
-"""`lakehouse backup`, `restore`, `export`, `forget` and `compact`: taking care of what is kept."""
+"""`lakehouse backup`, `restore`, `export`, `forget`, `compact` and `prune`: taking care of what is kept."""
 
 import logging
 from datetime import datetime
@@ -12,6 +12,8 @@ from nightscout_lakehouse.lib.errors import LakehouseError
 
 if TYPE_CHECKING:
     from nightscout_lakehouse.lib.care.forget import Forgotten, Survey
+    from nightscout_lakehouse.lib.care.pruning import Planned
+    from nightscout_lakehouse.lib.settings import Settings
 
 care_app = typer.Typer()
 
@@ -167,6 +169,79 @@ def compact(
         console.print("There is nothing to put together.")
 
 
+@care_app.command()
+@says_what_went_wrong
+def prune(
+    archive: Annotated[Path, typer.Argument(help="Folder outside of the lake, such as on a cold disk.")],
+    older_than: Annotated[
+        int, typer.Option("--older-than", min=1, help="Days since the last document of a file was fetched.")
+    ] = 400,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be done.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    bring_back: Annotated[
+        bool, typer.Option("--bring-back", help="Copy the files of the archive back, as before a rebuild.")
+    ] = False,
+) -> None:
+    """Move old raw files into an archive, once all of them together have been seen to give what is in use."""
+    settings = prepare()
+    if bring_back:
+        if dry_run:
+            raise LakehouseError("--bring-back does not go with --dry-run.", "It removes nothing: leave one out.")
+        _bring_back(settings, archive)
+        return
+    from nightscout_lakehouse.lib.care.pruning import plan_pruning
+    from nightscout_lakehouse.lib.care.pruning import prune as prune_lake
+
+    planned = plan_pruning(settings, archive, older_than_days=older_than)
+    if not planned:
+        console.print(f"There are no processed raw files whose documents were all fetched {older_than:,} days ago.")
+        return
+    if dry_run or not yes:
+        _print_planned(planned, "would move")
+    if dry_run:
+        return
+    if not yes and not typer.confirm(f"Compare with a rebuild, and move them to {archive}?"):
+        console.print("Nothing was moved.")
+        raise typer.Exit(EXIT_FAILURE)
+    done = prune_lake(settings, archive, older_than_days=older_than)
+    _print_planned(done, "moved")
+    console.print(
+        f"{sum(each.size_bytes for each in done) / 1e6:,.1f} MB of the lake are free. {archive} is now the only place "
+        "of these files: it is not encrypted and in no backup, so keep a copy of it where only you can read it.",
+        soft_wrap=True,
+    )
+
+
+def _bring_back(settings: "Settings", archive: Path) -> None:
+    from nightscout_lakehouse.lib.care.pruning import bring_back
+
+    back, elsewhere = bring_back(settings, archive)
+    for each in back:
+        console.print(
+            f"{each.site}, {each.collection}: {each.files:,} files are back, {each.size_bytes / 1e6:,.1f} MB",
+            soft_wrap=True,
+        )
+    for what, place in elsewhere.items():
+        console.print(f"{what}: not here; it was moved to {place}", markup=False, soft_wrap=True)
+    if not back:
+        raise LakehouseError(f"Nothing of this lake was moved to {archive}.")
+    console.print(f"{archive} keeps its copies; the next prune replaces them.", soft_wrap=True)
+
+
+def _print_planned(planned: "list[Planned]", verb: str) -> None:
+    for each in planned:
+        if each.contents:
+            console.print(
+                f"{each.name}: {len(each.contents):,} files {verb}, batches {each.first:,} to {each.last:,}, "
+                f"{each.documents:,} documents, {each.size_bytes / 1e6:,.1f} MB",
+                soft_wrap=True,
+            )
+        else:
+            console.print(
+                f"{each.name}: {len(each.leftovers):,} copies of files in the archive {verb} out", soft_wrap=True
+            )
+
+
 def _print_survey(found: "Survey") -> None:
     console.print(f"Of {found.traces.site} there are:", markup=False)
     for collection, documents in found.documents.items():
@@ -174,6 +249,8 @@ def _print_survey(found: "Survey") -> None:
     console.print(f"  {found.batch_files:,} raw batch files, {found.warehouse_rows:,} rows in the warehouse")
     if found.dropped_files:
         console.print(f"  {len(found.dropped_files)} files in the drop folder")
+    for archive in found.archives:
+        console.print(f"  raw files in the archive {archive}", markup=False, soft_wrap=True)
 
 
 def _print_forgotten(done: "Forgotten", probes: int) -> None:

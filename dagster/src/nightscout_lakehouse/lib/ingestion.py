@@ -36,9 +36,9 @@ from nightscout_lakehouse.lib.lake import (
     Lake,
     batch_file,
     ingestion_state_file,
+    last_batch,
     partition_files,
     processing_state_file,
-    raw_files,
     sql_list,
 )
 from nightscout_lakehouse.lib.nightscout_client import (
@@ -277,11 +277,10 @@ class SiteReader:
         processing = lake.read_json(processing_state_file(site.name, collection))
         processed = (processing or {}).get("processed_batch", 0)
         # Processed batches may lie in a file together (`lakehouse compact`): their numbers are taken.
-        self._free_batch = 1 + max(
-            [processed, processing.get("rebuilt_until", 0)]
+        self._free_batch = 1 + (
+            max(processed, processing.get("rebuilt_until", 0))
             if processing is not None
-            else [file.last for file in raw_files(lake, site.name, collection)],
-            default=0,
+            else last_batch(lake, site.name, collection)
         )
         # What an unprocessed batch says is newer than what the lake shows: then nothing counts as unchanged.
         self._lake_is_current = processed >= self._state.next_batch - 1

@@ -5,6 +5,7 @@ Layout below the root:
     raw/<collection>/site=<site>/batch=<number>.parquet         documents as they came, immutable
     raw/<collection>/site=<site>/batch=<first>-<last>.parquet   the same of several batches (`lakehouse compact`)
     raw/<collection>/site=<site>/state.json                     how far the site has been read
+    raw/<collection>/site=<site>/pruned.json                    which batches lie in an archive (`lakehouse prune`)
     raw/nightscout_entries/site=<site>/imports.json             which files have been imported
     processed/<collection>/kind=<kind>/site=<site>/month=<YYYY-MM>/<file>.parquet
     processed/<collection>/state/<site>.json                    how far its batches have been processed
@@ -17,7 +18,7 @@ import json
 import os
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -109,26 +110,39 @@ class Lake:
         selector = pafs.FileSelector(f"{self.root}/{relative}", recursive=False, allow_not_found=True)
         return self._relative(info for info in self._listed(selector) if info.type == pafs.FileType.Directory)
 
-    def read_json(self, relative: str) -> dict[str, Any] | None:
+    def read_json(
+        self, relative: str, mend: str = "Remove it: what it says is found again from the batch files."
+    ) -> dict[str, Any] | None:
         """A JSON object, or None if the file is not there.
+
+        Args:
+            relative: The file.
+            mend: What to do where it is damaged.
 
         Raises:
             LakeError: The file is not a JSON object.
         """
         if not self.exists(relative):
             return None
-        with self.filesystem.open_input_stream(f"{self.root}/{relative}") as stream:
-            content = bytes(stream.read())
         try:
-            value = json.loads(content)
+            value = json.loads(self.read_bytes(relative))
         except ValueError:
             value = None
         if not isinstance(value, dict):
-            raise LakeError(
-                f"{self.url}/{relative} is damaged: it is not a JSON object.",
-                "Remove it: what it says is found again from the batch files.",
-            )
+            raise LakeError(f"{self.url}/{relative} is damaged: it is not a JSON object.", mend)
         return value
+
+    def read_bytes(self, relative: str) -> bytes:
+        """The content of a file.
+
+        Raises:
+            LakeError: It is not there or cannot be read.
+        """
+        try:
+            with self.filesystem.open_input_stream(f"{self.root}/{relative}") as stream:
+                return bytes(stream.read())
+        except OSError as error:
+            raise self._cannot_read(relative, error) from None
 
     def write_json(self, relative: str, value: dict[str, Any]) -> None:
         """Write a JSON object."""
@@ -194,7 +208,10 @@ class Lake:
             if self.exists(relative):
                 self.filesystem.delete_file(f"{self.root}/{relative}")
         except OSError as error:
-            raise self._cannot_write(relative, error) from None
+            # From a bucket the file is removed, and then Arrow writes an object for its folder, which not every server
+            # takes: what counts is whether the file is gone.
+            if self.is_local or self.exists(relative):
+                raise self._cannot_write(relative, error) from None
 
     def delete_folder(self, relative: str) -> None:
         """Remove a folder and all below it, if it is there."""
@@ -255,22 +272,97 @@ class RawFile:
     last: int
 
 
-def batch_number(path: str) -> int | None:
-    """The number in a batch file's name, the last one where there are several; None if the file is none."""
-    found = _batches_of(path)
-    return found[1] if found else None
+@dataclass(frozen=True)
+class PrunedStretch:
+    """Batches in a row whose raw files were moved into an archive at one time.
+
+    Attributes:
+        first: Number of the first batch.
+        last: Number of the last batch.
+        documents: Documents in them.
+        deletions: Deletions in them.
+        size_bytes: Size of their files.
+        sha256: Hash of the names and hashes of their files, in hex.
+        pruned_at: When they were moved, ISO 8601, UTC.
+    """
+
+    first: int
+    last: int
+    documents: int
+    deletions: int
+    size_bytes: int
+    sha256: str
+    pruned_at: str
+
+
+@dataclass(frozen=True)
+class Pruned:
+    """What of a site's collection is not in the lake any more, as `pruned.json` says it.
+
+    Attributes:
+        archive: The folder that it was moved to, as it was named last.
+        stretches: The batches, from the first on and without a gap.
+    """
+
+    archive: str
+    stretches: tuple[PrunedStretch, ...]
+
+    @property
+    def until(self) -> int:
+        """Number of the last batch that was moved."""
+        return self.stretches[-1].last
+
+
+def pruned_file(site: str, collection: Collection = ENTRIES) -> str:
+    """Where it is kept which batches of a site lie in an archive."""
+    return f"{raw_folder(site, collection)}/pruned.json"
+
+
+def load_pruned(lake: Lake, site: str, collection: Collection = ENTRIES) -> Pruned | None:
+    """What of a site's collection was moved into an archive; None if nothing was.
+
+    Raises:
+        LakeError: The file that says so is damaged.
+    """
+    path = pruned_file(site, collection)
+    mend = "Take it from a backup. Do not remove it: it says that the raw files of the lake are not all there are."
+    stored = lake.read_json(path, mend)
+    if stored is None:
+        return None
+    try:
+        stretches = tuple(PrunedStretch(**stretch) for stretch in stored["stretches"])
+        pruned = Pruned(str(stored["archive"]), stretches)
+        is_whole = [each.first for each in stretches] == [1, *(each.last + 1 for each in stretches[:-1])]
+    except (KeyError, TypeError):
+        is_whole = False
+    if not is_whole:
+        raise LakeError(f"{lake.url}/{path} is damaged: it does not say which batches were moved.", mend)
+    return pruned
+
+
+def save_pruned(lake: Lake, site: str, collection: Collection, pruned: Pruned) -> None:
+    """Keep what was moved into an archive: from here on these batches count as being there."""
+    lake.write_json(pruned_file(site, collection), asdict(pruned))
+
+
+def last_batch(lake: Lake, site: str, collection: Collection = ENTRIES) -> int:
+    """Number of the last batch that was written, also if its file was pruned since; 0 if none was."""
+    pruned = load_pruned(lake, site, collection)
+    files = raw_files(lake, site, collection)
+    return max([file.last for file in files] + ([pruned.until] if pruned else []), default=0)
 
 
 def raw_files(lake: Lake, site: str, collection: Collection = ENTRIES) -> list[RawFile]:
     """The raw files of a site in the order of their batches, each batch in one of them.
 
-    Files that a larger one has taken in do not count: a compaction that was killed leaves some.
+    Files that a larger one has taken in do not count, nor do those that lie in an archive: a compaction or a pruning
+    that was killed leaves some.
     """
     return [file for file, is_taken_in in _all_raw_files(lake, site, collection) if not is_taken_in]
 
 
 def superseded_files(lake: Lake, site: str, collection: Collection = ENTRIES) -> list[RawFile]:
-    """The raw files whose batches are all in a larger one too."""
+    """The raw files whose batches are all in a larger one, or in an archive, too."""
     return [file for file, is_taken_in in _all_raw_files(lake, site, collection) if is_taken_in]
 
 
@@ -280,9 +372,10 @@ def merged_file(site: str, first: int, last: int, collection: Collection = ENTRI
 
 
 def _all_raw_files(lake: Lake, site: str, collection: Collection) -> list[tuple[RawFile, bool]]:
-    paths = [(path, _batches_of(path)) for path in lake.list_files(raw_folder(site, collection))]
-    files = [RawFile(path, *batches) for path, batches in paths if batches is not None]
-    found, reached = [], 0
+    paths = lake.list_files(raw_folder(site, collection))
+    files = [RawFile(path, *batches) for path in paths if (batches := batches_of(path)) is not None]
+    pruned = load_pruned(lake, site, collection) if pruned_file(site, collection) in paths else None
+    found, reached = [], pruned.until if pruned else 0
     # Of those that begin at the same batch the longest first.
     for file in sorted(files, key=lambda file: (file.first, -file.last)):
         found.append((file, file.last <= reached))
@@ -290,7 +383,8 @@ def _all_raw_files(lake: Lake, site: str, collection: Collection) -> list[tuple[
     return found
 
 
-def _batches_of(path: str) -> tuple[int, int] | None:
+def batches_of(path: str) -> tuple[int, int] | None:
+    """Numbers of the first and last batch in a raw file's name; None if the file is none."""
     match = re.fullmatch(r"batch=(\d+)(?:-(\d+))?\.parquet", path.rpartition("/")[2])
     return (int(match[1]), int(match[2] or match[1])) if match else None
 

@@ -208,6 +208,8 @@ def print_conservation(console: Console, found: Conservation) -> None:
     console.print(f"Law of conservation: {agree}, {len(found.faults):,} do not agree.")
     if found.unaccounted:
         console.print(f"{found.unaccounted:,} batch files are not in this warehouse's accounting.")
+    if found.pruned:
+        console.print(f"{found.pruned:,} batches lie in an archive; of these the sums are compared.")
 
 
 def print_quarantine(

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from typing import TypeVar
 
 import duckdb
 import pyarrow as pa
@@ -20,8 +21,10 @@ from nightscout_lakehouse.lib.ingestion import site_timezone
 from nightscout_lakehouse.lib.lake import (
     LAYOUT_FILE,
     Lake,
+    Pruned,
     RawFile,
     batch_file,
+    load_pruned,
     partition_file,
     partition_files,
     processing_state_file,
@@ -240,8 +243,15 @@ def _view_sql(lake: Lake, collection: Collection) -> str:
 
 
 def pending_files(lake: Lake, site: str, collection: Collection = ENTRIES) -> list[RawFile]:
-    """Raw files that are written and not processed yet, in the order of their batches."""
+    """Raw files that are written and not processed yet, in the order of their batches.
+
+    Raises:
+        LakeError: Among these are files that lie in an archive.
+    """
     state = lake.read_json(processing_state_file(site, collection))
+    pruned = load_pruned(lake, site, collection)
+    if pruned is not None and (state is None or int(state["processed_batch"]) < pruned.until):
+        raise _without_its_beginning(lake, site, collection, pruned)
     if state is None:
         return raw_files(lake, site, collection)
     number = int(state["processed_batch"]) + 1
@@ -253,6 +263,15 @@ def pending_files(lake: Lake, site: str, collection: Collection = ENTRIES) -> li
         pending.append(RawFile(path, number, number))
         number += 1
     return pending
+
+
+def _without_its_beginning(lake: Lake, site: str, collection: Collection, pruned: Pruned) -> LakeError:
+    return LakeError(
+        f"What was processed of {collection.name} of site {site} is gone from {lake.url}, and the raw files of its "
+        f"batches 1 to {pruned.until} lie in the archive {pruned.archive}: without them its history would have no "
+        "beginning.",
+        f"Nothing was processed. Run `lakehouse prune {pruned.archive} --bring-back`, then try again.",
+    )
 
 
 def pending_batches(lake: Lake, site: str, collection: Collection = ENTRIES) -> list[int]:
@@ -282,12 +301,16 @@ def _process_site(
     batches: list[BatchAccounting] = []
     partitions = size_bytes = days = 0
     pending = pending_files(lake, site.name, collection)
+    if pending:
+        _check_beginning(lake, site.name, collection)
     # Where files of several batches are read again, a run that is killed goes on among them.
     until = {"rebuilt_until": pending[-1].last} if any(file.first != file.last for file in pending) else {}
-    for step in _steps(lake, pending, collection):
+    sized = [(file, lake.parquet_rows(file.path)) for file in pending]
+    for step in _steps(sized, collection.documents_per_step):
         with connect(settings) as engine:
             engine.execute("set temp_directory = ?", [str(settings.home / "tmp")])
-            work = _SiteStep(engine, lake, site.name, timezone, step, collection)
+            files = [lake.duckdb_path(file.path) for file in step]
+            work = _SiteStep(engine, lake, site.name, timezone, files, collection)
             work.load()
             accounting = work.accounting()
             changed_days = work.changed_days()
@@ -320,13 +343,58 @@ def _process_site(
     )
 
 
-def _steps(lake: Lake, pending: Sequence[RawFile], collection: Collection) -> list[list[RawFile]]:
-    """Pending files in groups of bounded size."""
-    steps: list[list[RawFile]] = []
+def _check_beginning(lake: Lake, site: str, collection: Collection) -> None:
+    """Refuse to go on with a history whose files were removed, where it cannot be built again from the raw ones."""
+    pruned = load_pruned(lake, site, collection)
+    if pruned is None or not any(stretch.documents for stretch in pruned.stretches):
+        return
+    if not any(partition_files(lake, kind, site, collection) for kind in collection.all_kinds):
+        raise _without_its_beginning(lake, site, collection, pruned)
+
+
+def build_anew(
+    settings: Settings,
+    target: Lake,
+    site: str,
+    timezone: str,
+    files: Sequence[tuple[str, int]],
+    collection: Collection = ENTRIES,
+) -> None:
+    """Process raw files, wherever they lie, into another lake that has nothing of the site: to compare, not to use.
+
+    Neither the warehouse nor any state learns of it.
+
+    Args:
+        settings: Limits of memory, and the keys of a bucket.
+        target: Where the processed files go.
+        site: Name of the site.
+        timezone: The zone its days are counted in.
+        files: Each raw file as DuckDB opens it and its number of rows, in the order of their batches.
+        collection: Whose documents they are.
+
+    Raises:
+        LakeError: A file cannot be read or written, or the accounting of a batch does not add up.
+    """
+    done = 0
+    for step in _steps(files, collection.documents_per_step):
+        with connect(settings) as engine:
+            engine.execute("set temp_directory = ?", [str(settings.home / "tmp")])
+            work = _SiteStep(engine, target, site, timezone, step, collection)
+            work.load()
+            done += sum(batch.documents for batch in work.accounting())
+            work.write_partitions()
+        logger.info("site %s: %s documents of %s built anew", site, f"{done:,}", collection.api_v3_name)
+
+
+_File = TypeVar("_File")
+
+
+def _steps(files: Sequence[tuple[_File, int]], most_rows: int) -> list[list[_File]]:
+    """Files with their numbers of rows in groups of bounded size."""
+    steps: list[list[_File]] = []
     documents = 0
-    for file in pending:
-        rows = lake.parquet_rows(file.path)
-        if not steps or documents + rows > collection.documents_per_step:
+    for file, rows in files:
+        if not steps or documents + rows > most_rows:
             steps.append([])
             documents = 0
         steps[-1].append(file)
@@ -398,21 +466,20 @@ class _SiteStep:
         lake: Lake,
         site: str,
         timezone: str,
-        batches: Sequence[RawFile],
+        files: Sequence[str],
         collection: Collection,
     ) -> None:
         self._engine = engine
         self._lake = lake
         self._site = site
         self._timezone = timezone
-        self._batches = batches
+        self._files = files
         self._collection = collection
         self._rules = _RULES[collection.name]
 
     def load(self) -> None:
         """Parse the batches, and find the rows that each partition holds before and after."""
-        files = [self._lake.duckdb_path(file.path) for file in self._batches]
-        incoming = self._rules.incoming_sql(files, self._site, self._timezone)
+        incoming = self._rules.incoming_sql(self._files, self._site, self._timezone)
         self._engine.execute(f"create temp table incoming as {incoming}")
         self._load_held()
         self._engine.execute(_result_sql(self._collection, self._rules))

@@ -95,6 +95,7 @@ def batches_match_raw_files(lakehouse: LakehouseResource) -> dg.AssetCheckResult
             "batches": found.batches,
             "documents": found.documents,
             "batches_without_accounting": found.unaccounted,
+            "batches_in_archive": found.pruned,
             "faults": dg.MetadataValue.json(list(found.faults[:100])),
         },
     )

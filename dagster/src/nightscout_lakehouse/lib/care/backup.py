@@ -35,8 +35,9 @@ from nightscout_lakehouse.lib.care.postgres_dump import SCHEMAS, dump_database
 from nightscout_lakehouse.lib.dashboard.databases import SUPERSET, metadata_connection
 from nightscout_lakehouse.lib.embedded_postgres import password_file
 from nightscout_lakehouse.lib.errors import LakehouseError
-from nightscout_lakehouse.lib.lake import Lake
+from nightscout_lakehouse.lib.lake import Lake, load_pruned
 from nightscout_lakehouse.lib.locking import lake_lock
+from nightscout_lakehouse.lib.nightscout_collections import COLLECTIONS
 from nightscout_lakehouse.lib.postgres_connection import PostgresConnection, parse_database_url
 from nightscout_lakehouse.lib.serving import serving_database
 from nightscout_lakehouse.lib.settings import Settings
@@ -155,6 +156,9 @@ def back_up(settings: Settings, target: Path, *, with_postgres: bool = True) -> 
             files.append(_dumped(dagster, folder / DAGSTER, ()))
         if settings.drop_dir_setting is not None and not settings.drop_dir.is_relative_to(settings.home):
             left_out[str(settings.drop_dir)] = "it lies elsewhere and is yours; what was imported is in the lake"
+        left_out |= dict.fromkeys(
+            archives_of(lake), "the archive of `lakehouse prune`, the only place of these raw files: copy it, too"
+        )
         manifest = Manifest(
             FORMAT, datetime.now(UTC).isoformat(timespec="seconds"), versions, figures, tuple(files), left_out
         )
@@ -163,6 +167,17 @@ def back_up(settings: Settings, target: Path, *, with_postgres: bool = True) -> 
             file.flush()
             os.fsync(file.fileno())
     return manifest
+
+
+def archives_of(lake: Lake, site: str | None = None) -> list[str]:
+    """Folders to which raw files of the lake, or of one site, were moved."""
+    found = set()
+    for collection in COLLECTIONS:
+        sites = [site] if site else [f.rpartition("site=")[2] for f in lake.list_folders(f"raw/{collection.name}")]
+        for each in sites:
+            if (pruned := load_pruned(lake, each, collection)) is not None:
+                found.add(pruned.archive)
+    return sorted(found)
 
 
 def read_manifest(source: Path) -> Manifest:

@@ -18,6 +18,7 @@ from nightscout_lakehouse.lib.lake import (
     RAW_SCHEMA,
     Lake,
     RawFile,
+    load_pruned,
     merged_file,
     processing_state_file,
     raw_files,
@@ -68,12 +69,12 @@ def compact(settings: Settings, *, dry_run: bool = False) -> list[Compaction]:
 
 
 def _compact_site(lake: Lake, site: str, collection: Collection, *, dry_run: bool) -> Compaction:
-    before, leftovers = raw_files(lake, site, collection), superseded_files(lake, site, collection)
+    before, leftovers = raw_files(lake, site, collection), leftovers_of_compaction(lake, site, collection)
     size = sum(lake.size_bytes(file.path) for file in (*before, *leftovers))
-    groups = list(_groups(lake, before, _processed(lake, site, collection)))
+    groups = list(_groups(lake, before, processed_until(lake, site, collection)))
     if not dry_run:
         for file in leftovers:
-            _drop_leftover(lake, file, before)
+            drop_leftover(lake, file, before)
         for group in groups:
             _merge(lake, site, group, collection)
     files_after = len(before) - sum(len(group) - 1 for group in groups)
@@ -81,7 +82,14 @@ def _compact_site(lake: Lake, site: str, collection: Collection, *, dry_run: boo
     return Compaction(site, collection.name, len(before) + len(leftovers), files_after, size, size_after)
 
 
-def _processed(lake: Lake, site: str, collection: Collection) -> int:
+def leftovers_of_compaction(lake: Lake, site: str, collection: Collection) -> list[RawFile]:
+    """The small files that a killed compaction left; what a killed pruning left is for the next one."""
+    pruned = load_pruned(lake, site, collection)
+    until = pruned.until if pruned else 0
+    return [file for file in superseded_files(lake, site, collection) if file.first > until]
+
+
+def processed_until(lake: Lake, site: str, collection: Collection) -> int:
     """Up to which batch everything is processed; 0 while the site is being processed anew."""
     state = lake.read_json(processing_state_file(site, collection)) or {}
     processed = int(state.get("processed_batch", 0))
@@ -111,22 +119,26 @@ def _merge(lake: Lake, site: str, group: Sequence[RawFile], collection: Collecti
     first, last = group[0].first, group[-1].last
     target = merged_file(site, first, last, collection)
     metadata = {"site": site, "batch": f"{first}-{last}"}
-    merged = pa.concat_tables([_read(lake, file.path) for file in group]).replace_schema_metadata(metadata)
+    merged = pa.concat_tables([read_raw(lake, file.path) for file in group]).replace_schema_metadata(metadata)
     lake.write_parquet(target, merged)
     # A file of the group may bear the same name only if it is the whole group, which has two at least.
-    if not _read(lake, target).equals(merged.replace_schema_metadata(None)):
+    if not read_raw(lake, target).equals(merged.replace_schema_metadata(None)):
         lake.delete(target)
         raise LakeError(f"{target} is not what was written.", "Nothing was removed. Check the disk.")
     for file in group:
         lake.delete(file.path)
 
 
-def _drop_leftover(lake: Lake, leftover: RawFile, files: Sequence[RawFile]) -> None:
-    """Remove what a killed compaction left, if all of it is in the large file."""
+def drop_leftover(lake: Lake, leftover: RawFile, files: Sequence[RawFile]) -> None:
+    """Remove what a killed compaction left, if all of it is in the large file.
+
+    Raises:
+        LakeError: It is not.
+    """
     (large,) = [file for file in files if file.first <= leftover.first and leftover.last <= file.last]
-    rows = _read(lake, large.path)
+    rows = read_raw(lake, large.path)
     batches = pa.array(range(leftover.first, leftover.last + 1), pa.int64())
-    if not rows.filter(pc.is_in(rows["batch"], batches)).equals(_read(lake, leftover.path)):
+    if not rows.filter(pc.is_in(rows["batch"], batches)).equals(read_raw(lake, leftover.path)):
         raise LakeError(
             f"{leftover.path} and {large.path} do not say the same of a batch.",
             "Nothing was removed. This is a fault of the program; please report it.",
@@ -134,7 +146,18 @@ def _drop_leftover(lake: Lake, leftover: RawFile, files: Sequence[RawFile]) -> N
     lake.delete(leftover.path)
 
 
-def _read(lake: Lake, path: str) -> pa.Table:
-    with lake.filesystem.open_input_file(f"{lake.root}/{path}") as file:
-        table = pq.ParquetFile(file).read()
+def read_raw(lake: Lake, path: str) -> pa.Table:
+    """The rows of a raw file, without what its metadata say.
+
+    Raises:
+        LakeError: It cannot be read as one.
+    """
+    try:
+        with lake.filesystem.open_input_file(f"{lake.root}/{path}") as file:
+            table = pq.ParquetFile(file).read()
+    except (OSError, pa.ArrowInvalid) as error:
+        raise LakeError(
+            f"{lake.url}/{path} cannot be read as raw documents ({str(error).partition(chr(10))[0]}).",
+            "Nothing was removed. Check the disk, and put the file back from a copy.",
+        ) from None
     return table.replace_schema_metadata(None).cast(RAW_SCHEMA)

@@ -100,17 +100,18 @@ def whole_folder(target: Path, what: str) -> Iterator[Path]:
         raise LakehouseError(f"{target} cannot be written ({error.strerror}).", "Choose another place.") from None
     try:
         yield partial
-        _sync(partial)
+        sync_folder(partial)
         # Replaces an empty folder, and nothing else.
         partial.rename(target)
-        _sync(target.parent)
+        sync_folder(target.parent)
     except BaseException:
         # Ctrl-C, too: half a backup is none.
         shutil.rmtree(partial, ignore_errors=True)
         raise
 
 
-def _sync(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
+    """Have the names in a folder on the disk, so that they are still there after a power cut."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -20,9 +20,11 @@ import duckdb
 from psycopg2 import sql
 from psycopg2.extensions import cursor as PsycopgCursor  # noqa: N812 - psycopg2 spells its class in lower case
 
+from nightscout_lakehouse.lib.care.archive import Archive, remove_site
 from nightscout_lakehouse.lib.care.backup import (
     OTHER_SCHEMAS,
     REPLACED,
+    archives_of,
     dagster_database,
     figures_of,
     superset_database,
@@ -72,6 +74,7 @@ class Survey:
         warehouse_rows: Rows in all tables of the warehouse.
         dropped_files: Files in its folder of the drop folder.
         traces: What to search for.
+        archives: Folders with raw files of it that were moved out of the lake.
     """
 
     documents: Mapping[str, int]
@@ -79,11 +82,12 @@ class Survey:
     warehouse_rows: int
     dropped_files: tuple[Path, ...]
     traces: Traces
+    archives: tuple[str, ...] = ()
 
     @property
     def is_empty(self) -> bool:
         """Whether nothing of the site is there."""
-        return not (self.documents or self.batch_files or self.warehouse_rows or self.traces.probes)
+        return not (self.documents or self.batch_files or self.warehouse_rows or self.traces.probes or self.archives)
 
 
 @dataclass
@@ -138,14 +142,16 @@ def survey(settings: Settings, site: str) -> Survey:
             if files:
                 documents[collection.api_v3_name] = sum(lake.parquet_rows(file) for file in files)
         traces = gather(engine, lake, site)
-    traces = Traces(site, tuple(sorted({*traces.probes, *_noted(settings, site)})))
+    noted = _noted(settings, site)
+    traces = Traces(site, tuple(sorted({*traces.probes, *noted.get("probes", ())})))
     rows = 0
     if settings.warehouse_path.is_file():
         with connect(settings, settings.warehouse_path, read_only=True) as warehouse:
             rows = sum(_rows_of(warehouse, site).values())
     dropped = settings.drop_dir / site
     files_dropped = tuple(every_file(dropped)) if dropped.is_dir() else ()
-    return Survey(documents, batch_files, rows, files_dropped, traces)
+    archives = noted["archives"] if "archives" in noted else archives_of(lake, site)
+    return Survey(documents, batch_files, rows, files_dropped, traces, tuple(archives))
 
 
 def forget(settings: Settings, found: Survey, *, with_dropped_files: bool = False) -> Forgotten:
@@ -175,9 +181,11 @@ def forget(settings: Settings, found: Survey, *, with_dropped_files: bool = Fals
     with lake_lock(settings, "lakehouse forget", wait_seconds=0):
         if not stop_if_unused(settings.postgres_dir):
             raise LakehouseError("The database of this lakehouse is in use.", "Stop `make dev` and try again.")
-        note = {"site": site, "probes": found.traces.probes}
+        note = {"site": site, "probes": found.traces.probes, "archives": found.archives}
         write_private_file(settings.home / NOTE, json.dumps(note))
         lake = Lake.open(settings)
+        not_reached = _forget_in_archives(found, result)
+        write_private_file(settings.home / NOTE, json.dumps(note | {"archives": [each.place for each in not_reached]}))
         result.removed["files of the lake"] = _forget_in_lake(lake, site)
         if found.dropped_files:
             shutil.rmtree(settings.drop_dir / site)
@@ -197,18 +205,37 @@ def forget(settings: Settings, found: Survey, *, with_dropped_files: bool = Fals
             shutil.rmtree(folder, ignore_errors=True)
         (settings.home / NOTE).unlink(missing_ok=True)
         _prove(settings, lake, found.traces, result)
+        result.left += not_reached
     return result
 
 
-def _noted(settings: Settings, site: str) -> list[str]:
-    """What a forgetting of this site that was killed was looking for."""
+def _forget_in_archives(found: Survey, result: Forgotten) -> list[Found]:
+    """Remove the raw files that were moved out of the lake; returns the archives where they are not to be found."""
+    not_reached = []
+    folders = f"raw/*/site={found.traces.site}"
+    for place in found.archives:
+        try:
+            removed = remove_site(Archive(Path(place)), found.traces.site)
+            why = "" if removed else f"it has no {folders} now"
+        except OSError as error:
+            removed, why = 0, f"they cannot be removed ({error.strerror})"
+        if removed:
+            result.removed["files of the archive"] = result.removed.get("files of the archive", 0) + removed
+        if why:
+            what = f"the raw files of {found.traces.site} were moved there, and {why}: "
+            not_reached.append(Found(place, f"{what}remove {folders} where that folder lies now, and from its copies"))
+    return not_reached
+
+
+def _noted(settings: Settings, site: str) -> dict[str, Any]:
+    """What a forgetting of this site that was killed was looking for, and the archives that it had not reached."""
     path = settings.home / NOTE
     if not path.is_file():
-        return []
+        return {}
     note: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     if note["site"] != site:
         raise LakehouseError(f"Forgetting {note['site']} was not finished.", f"Run `lakehouse forget {note['site']}`.")
-    return list(note["probes"])
+    return note
 
 
 def _forget_in_lake(lake: Lake, site: str) -> int:

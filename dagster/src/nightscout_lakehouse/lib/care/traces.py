@@ -109,7 +109,9 @@ def gather(engine: duckdb.DuckDBPyConnection, lake: Lake, site: str) -> Traces:
 
 def _sources(lake: Lake, collection: Collection) -> Iterator[tuple[str, str, list[str]]]:
     """What to read a collection's raw and processed documents by, the column of their ids, and of telling texts."""
-    if any(lake.list_files(folder) for folder in lake.list_folders(f"raw/{collection.name}")):
+    folders = lake.list_folders(f"raw/{collection.name}")
+    # Where all raw files lie in an archive, only states are left.
+    if any(path.endswith(".parquet") for folder in folders for path in lake.list_files(folder)):
         pattern = sql_text(lake.duckdb_path(f"raw/{collection.name}/site=*/*.parquet"))
         yield (
             f"read_parquet({pattern}, hive_partitioning = true, hive_types = {{'site': 'varchar'}})",

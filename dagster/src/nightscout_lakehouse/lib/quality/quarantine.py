@@ -11,10 +11,10 @@ import duckdb
 
 from nightscout_lakehouse.lib.errors import LakehouseError
 from nightscout_lakehouse.lib.ingestion import write_batch
-from nightscout_lakehouse.lib.lake import Lake, sql_text
+from nightscout_lakehouse.lib.lake import Lake, last_batch, sql_text
 from nightscout_lakehouse.lib.nightscout_client import Document
 from nightscout_lakehouse.lib.nightscout_collections import COLLECTIONS, QUARANTINED, Collection
-from nightscout_lakehouse.lib.processing import all_batches, pending_batches, process_sites
+from nightscout_lakehouse.lib.processing import pending_batches, process_sites
 from nightscout_lakehouse.lib.settings import Settings
 from nightscout_lakehouse.lib.sites import Site
 from nightscout_lakehouse.lib.warehouse import connect_warehouse
@@ -186,7 +186,7 @@ def _retry_site(settings: Settings, lake: Lake, site: Site, collection: Collecti
         Document(text=text, id=identity, hash=digest, date_ms=None)
         for identity, text, digest in _rows(settings, of_site, hashes, with_hash=True)
     ]
-    number = max(all_batches(lake, site.name, collection), default=0) + 1
+    number = last_batch(lake, site.name, collection) + 1
     now = datetime.now(UTC)
     for start in range(0, len(documents), DOCUMENTS_PER_BATCH):
         # A batch is written oldest last, as a server sends it.

@@ -10,9 +10,8 @@ import pyarrow as pa
 from nightscout_lakehouse.lib.ingestion import write_batch
 from nightscout_lakehouse.lib.lake import (
     Lake,
-    batch_number,
+    last_batch,
     partition_files,
-    raw_folder,
     sql_list,
 )
 from nightscout_lakehouse.lib.nightscout_client import Document
@@ -118,7 +117,7 @@ def land(source: Source, site: str, settings: Settings, lake: Lake, now: datetim
             report.landed += 1
             changed[document.id] = document
         if changed:
-            number = _next_batch(lake, site)
+            number = last_batch(lake, site) + 1
             # A batch is written oldest last, as a server sends it.
             write_batch(lake, site, number, list(changed.values())[::-1], now or datetime.now(UTC))
             report.batches.append(number)
@@ -167,8 +166,3 @@ def _known(site: str, documents: list[SourceDocument], settings: Settings, lake:
             )
             known.update(connection.execute(query).fetchall())
     return known
-
-
-def _next_batch(lake: Lake, site: str) -> int:
-    numbers = (batch_number(path) for path in lake.list_files(raw_folder(site)))
-    return max((number for number in numbers if number is not None), default=0) + 1
