@@ -16,18 +16,12 @@ import sys
 import tempfile
 import time
 from contextlib import ExitStack
-from datetime import UTC, date, datetime, timedelta
+from datetime import date, timedelta
 from pathlib import Path
 from typing import Any
-from zoneinfo import ZoneInfo
 
 import duckdb
-
-from nightscout_lakehouse.demo import DemoOptions, DemoServer, DemoStore
-
-# The file gives wall-clock times without a zone. One without clock changes maps each of them to one moment.
-ZONE = "Etc/GMT+8"
-TOKEN = "benchmark-0123456789abcdef"
+from people_of_a_file import TOKEN, TOKEN_VARIABLE, read_readings, serve_people, sites_toml
 
 DAYS = """
 select
@@ -85,12 +79,11 @@ def main() -> int:
     file = parser.parse_args().file
     if not file.is_file():
         parser.error(f"{file} is not there")
-    source = duckdb.connect()
-    source.execute("create table readings as from read_csv(?)", [str(file)])
+    source = read_readings(file)
     with tempfile.TemporaryDirectory(prefix="hall2018-") as folder, ExitStack() as servers:
         # Where this runs as root, Postgres runs as another user, who has to pass here.
         Path(folder).chmod(0o711)
-        lakehouse = Lakehouse(Path(folder), _serve(source, servers))
+        lakehouse = Lakehouse(Path(folder), serve_people(source, servers))
         first = lakehouse.run()
         differences = _compare(source, lakehouse)
         second = lakehouse.run()
@@ -111,18 +104,12 @@ class Lakehouse:
 
     def __init__(self, folder: Path, urls: dict[str, str]) -> None:
         sites = folder / "sites.toml"
-        sites.write_text(
-            "\n".join(
-                f'[[sites]]\nname = "{name}"\nurl = "{url}"\ntoken_env = "BENCHMARK_TOKEN"\ntimezone = "{ZONE}"\n'
-                for name, url in urls.items()
-            ),
-            encoding="utf-8",
-        )
+        sites.write_text(sites_toml(urls), encoding="utf-8")
         self._environment = {name: value for name, value in os.environ.items() if not name.startswith("NIGHTSCOUT_")}
         self._environment |= {
             "LAKEHOUSE_HOME": str(folder / "lakehouse"),
             "LAKEHOUSE_SITES_FILE": str(sites),
-            "BENCHMARK_TOKEN": TOKEN,
+            TOKEN_VARIABLE: TOKEN,
         }
 
     def run(self) -> float:
@@ -140,32 +127,6 @@ class Lakehouse:
         command = [sys.executable, "-m", "nightscout_lakehouse.cli", *arguments]
         done = subprocess.run(command, env=self._environment, check=True, text=True, stdout=stdout)
         return done.stdout or ""
-
-
-def _serve(source: duckdb.DuckDBPyConnection, servers: ExitStack) -> dict[str, str]:
-    rows = source.execute("select subject, local_time, glucose_mg_dl from readings order by all").fetchall()
-    zone, by_site = ZoneInfo(ZONE), dict[str, list[dict[str, Any]]]()
-    for number, (subject, local_time, glucose_mg_dl) in enumerate(rows, start=1):
-        moment = local_time.replace(tzinfo=zone).astimezone(UTC)
-        by_site.setdefault(subject.lower(), []).append(_entry(number, moment, glucose_mg_dl))
-    options = DemoOptions(default_roles="denied", tokens={TOKEN: "readable"})
-    return {
-        site: servers.enter_context(DemoServer(DemoStore(entries), options)).url for site, entries in by_site.items()
-    }
-
-
-def _entry(number: int, moment: datetime, glucose_mg_dl: int) -> dict[str, Any]:
-    text = moment.strftime("%Y-%m-%dT%H:%M:%S.000Z")
-    return {
-        "_id": f"{int(moment.timestamp()):08x}{number:016x}",
-        "type": "sgv",
-        "sgv": glucose_mg_dl,
-        "date": int(moment.timestamp() * 1000),
-        "dateString": text,
-        "sysTime": text,
-        "utcOffset": 0,
-        "device": "Dexcom G4",
-    }
 
 
 def _compare(source: duckdb.DuckDBPyConnection, lakehouse: Lakehouse) -> list[str]:

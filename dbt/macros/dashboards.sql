@@ -66,13 +66,41 @@
     cast(extract(epoch from now() - {{ moment }}) / 60 as double precision)
 {%- endmacro %}
 
-{# How long ago, for people: minutes up to an hour, hours up to two days. #}
+{# How long ago, for people: minutes up to an hour, hours up to two days, days up to three months. #}
 {% macro age_text(minutes) -%}
     case
         when {{ minutes }} < 60 then greatest(0, floor({{ minutes }})) || ' min ago'
         when {{ minutes }} < 2880 then floor({{ minutes }} / 60) || ' h ago'
-        else floor({{ minutes }} / 1440) || ' days ago'
+        when {{ minutes }} < 131400 then floor({{ minutes }} / 1440) || ' days ago'
+        when {{ minutes }} < 1051200 then floor({{ minutes }} / 43800) || ' months ago'
+        else floor({{ minutes }} / 525600) || ' years ago'
     end
+{%- endmacro %}
+
+{#
+  From how many minutes on a reading says nothing of now: LAKEHOUSE_STALE_MINUTES as it was at the last run, 60 before any,
+  at most a day.
+#}
+{% macro stale_minutes() -%}
+    select least(
+        1440,
+        coalesce(
+            (
+                select runs.stale_minutes from {{ source('operations', 'pipeline_runs') }} as runs
+                where runs.job = 'nightscout_pipeline' and runs.status <> 'running'
+                order by runs.started_at desc, runs.run_id desc
+                limit 1
+            ),
+            60
+        )
+    ) as stale_minutes
+{%- endmacro %}
+
+{# Days of a period from the site's first one on: a period that began before has less to show. Needs `sites` in scope. #}
+{% macro days_covered(start_date, end_date) -%}
+    {{ end_date }} - greatest(
+        {{ start_date }}, cast(sites.first_reading_timestamp at time zone sites.timezone as date)
+    ) + 1
 {%- endmacro %}
 
 {% macro trend_arrow(direction) -%}

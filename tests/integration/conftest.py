@@ -21,6 +21,10 @@ if TYPE_CHECKING:
     from superset_server import SupersetServer
 
 
+# Their asserts say what differs, as those of the tests do.
+pytest.register_assert_rewrite("dashboard_visit", "superset_server")
+
+
 @dataclass(frozen=True)
 class Server:
     """The running server: its folder and the owner's connection to the database `lakehouse`."""
@@ -82,15 +86,15 @@ def serving(postgres_server: Server) -> Iterator[PostgresConnection]:
 
 @pytest.fixture(scope="session")
 def superset() -> "Iterator[SupersetServer]":
-    """Superset on the marts of two people, once for the whole session: a minute.
+    """Superset on the marts of made-up people, the demo's among them, once for the whole session: a minute.
 
     Files of tests that use it are named `test_dashboard*.py`: those run in one process (see `tests/conftest.py`).
     """
-    from superset_server import IS_INSTALLED, superset_server
+    from superset_server import IS_INSTALLED, made_up_people, superset_server
 
     if not IS_INSTALLED:
         pytest.skip("Superset is not installed; `make dashboard-setup` installs it")
-    with superset_server() as running:
+    with made_up_people() as sites, superset_server(sites) as running:
         yield running
 
 

@@ -4,6 +4,7 @@ import json
 import random
 import re
 from collections import defaultdict
+from contextlib import closing
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
 from decimal import ROUND_HALF_UP, Decimal
@@ -138,6 +139,7 @@ def test_the_marts_say_what_was_sent(marts: PostgresConnection) -> None:
     _dashboard_hours_and_profile(marts)
     _dashboard_episodes(marts)
     _attention(marts)
+    _stale_limit(marts)
 
 
 def _time_in_range(marts: PostgresConnection) -> None:
@@ -557,13 +559,42 @@ def _attention(marts: PostgresConnection) -> None:
         assert row["time_in_range_pct"] == pytest.approx(shares["in_range"], rel=1e-9, abs=1e-9)
         assert row["glucose_text"] == f"{shown_text(last, unit)} ↗"
         assert ("very low" in row["reasons"]) is (shares["very_low"] >= 1)
+        assert row["is_stale"] is False
     for unit in UNITS:
         order = sorted((row for row in found.values() if row["unit"] == unit), key=lambda row: row["attention_order"])
         assert [row["attention_order"] for row in order] == [1, 2, 3, 4]
         assert order == sorted(order, key=lambda row: (row["attention_rank"], -(row["gri"] or 0), row["site"]))
 
 
-_NEVER = "never a reading, too few readings for a judgement"
+_NEVER = "never a reading"
+
+
+def _stale_limit(marts: PostgresConnection) -> None:
+    """What is stale is as the last run was set; nothing of it stays in the database."""
+    current = "select distinct is_stale from marts.mart_dashboard_current where site = any(%s)"
+    attention = (
+        "select distinct is_stale, reasons like '%%newest reading%%' from marts.mart_site_attention"
+        " where site = any(%s)"
+    )
+    with closing(marts.connect()) as opened, opened.cursor() as cursor:
+        for number, (stale_minutes, is_stale) in enumerate([(0.0, True), (100_000.0, False)]):
+            cursor.execute(
+                "insert into ops.pipeline_runs (run_id, job, launched_by, status, started_at, stale_minutes)"
+                " values (%s, 'nightscout_pipeline', 'test', 'success', now() + %s * interval '1 second', %s)",
+                (str(number), number, stale_minutes),
+            )
+            cursor.execute(current, (list(ZONES),))
+            assert cursor.fetchall() == [(is_stale,)]
+            cursor.execute(attention, (list(ZONES),))
+            assert cursor.fetchall() == [(is_stale, is_stale)]
+        # However long it is set to: what is more than a day old says nothing of now. Cara has one reading.
+        cursor.execute(
+            "update curated.fact_glucose_readings set reading_timestamp = reading_timestamp - interval '25 hours'"
+            " where site = 'cara'"
+        )
+        cursor.execute(current, (["cara"],))
+        assert cursor.fetchall() == [(True,)]
+        opened.rollback()
 
 
 def shown_text(mg_dl: float, unit: str) -> str:

@@ -113,6 +113,12 @@ def test_ranges_have_the_colours_of_the_report() -> None:
             assert colours[label] == colour
 
 
+@pytest.mark.parametrize("name", DASHBOARDS)
+def test_a_sentence_for_an_empty_chart_is_for_one_that_there_is(name: str) -> None:
+    titles = {node["meta"]["sliceName"] for node in nodes(DASHBOARDS[name])}
+    assert set(re.findall(r'data-test-chart-name="([^"]*)"', DASHBOARDS[name]["css"])) <= titles
+
+
 def test_nothing_of_one_machine_is_in_the_files() -> None:
     text = json.dumps([DATASETS, CHARTS, DASHBOARDS]) + Path(BUNDLE_DIR / "databases" / "marts.yaml").read_text()
     assert not re.search(r"password|/home/|/tmp/|127\.0\.0\.1|localhost", text)

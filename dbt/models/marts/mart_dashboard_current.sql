@@ -8,15 +8,21 @@ units (unit, mg_dl_per_unit, decimals, step) as (
     {{ glucose_units() }}
 ),
 
+limits as (
+    {{ stale_minutes() }}
+),
+
 shown as (
     select
         newest.*,
         units.unit,
+        limits.stale_minutes,
         {{ age_minutes('newest.reading_timestamp') }} as age_minutes,
         {{ shown_decimal('newest.glucose_mg_dl') }} as glucose,
         {{ shown_decimal('newest.glucose_change_mg_dl') }} as glucose_change
     from newest
     cross join units
+    cross join limits
 )
 
 select
@@ -25,7 +31,7 @@ select
     reading_timestamp,
     reading_local_timestamp,
     age_minutes,
-    age_minutes > 60 as is_stale,
+    age_minutes > stale_minutes as is_stale,
     glucose_range,
     {{ range_label('glucose_range') }} as range_label,
     cast(glucose as double precision) as glucose,

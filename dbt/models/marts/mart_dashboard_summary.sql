@@ -24,10 +24,12 @@ figures as (
         max(metrics.value) filter (where metrics.metric = 'time_below_range_pct') as time_below_range_pct,
         max(metrics.value) filter (where metrics.metric = 'time_above_range_pct') as time_above_range_pct,
         max(metrics.coverage_pct) as coverage_pct,
+        max({{ days_covered('metrics.period_start_date', 'metrics.period_end_date') }}) as days_covered,
         max(metrics.reading_count) as reading_count,
         bool_or(metrics.is_sufficient) as is_sufficient
     from periods
     inner join {{ source('published', 'fact_glucose_metrics') }} as metrics on periods.period_name = metrics.period
+    inner join {{ source('published', 'dim_site') }} as sites on metrics.site = sites.site
     where
         metrics.day_part = 'whole'
         and metrics.readings_used = 'all'
@@ -47,6 +49,7 @@ select
     figures.period_end_date,
     figures.reading_count,
     figures.coverage_pct,
+    figures.days_covered,
     figures.is_sufficient,
     {{ shown('figures.mean_mg_dl') }} as mean_glucose,
     {{ shown('figures.sd_mg_dl') }} as sd_glucose,

@@ -88,6 +88,7 @@ select
     sites.site,
     site_facts.last_reading_timestamp,
     cast(extract(epoch from now() - site_facts.last_reading_timestamp) / 60 as double precision) as reading_age_minutes,
+    coalesce({{ age_text(age_minutes('site_facts.last_reading_timestamp')) }}, 'never') as reading_age_text,
     case
         when site_facts.last_reading_timestamp is null then true
         else now() - site_facts.last_reading_timestamp > last_run.stale_minutes * interval '1 minute'
@@ -97,6 +98,7 @@ select
     last_success.last_successful_run,
     cast(extract(epoch from now() - last_success.last_successful_run) / 60 as double precision)
         as minutes_since_success,
+    coalesce({{ age_text(age_minutes('last_success.last_successful_run')) }}, 'never') as success_age_text,
     last_run.run_id as last_run_id,
     case
         when last_run.status = 'success' and not coalesce(last_run_site.is_read, true) then 'failed'

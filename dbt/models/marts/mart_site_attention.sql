@@ -9,6 +9,10 @@ units (unit, mg_dl_per_unit, decimals, step) as (
     {{ glucose_units() }}
 ),
 
+limits as (
+    {{ stale_minutes() }}
+),
+
 -- Site by site, so that each is a look into the index: this table holds every day's figures.
 figures as (
     select
@@ -26,6 +30,7 @@ figures as (
             max(facts.value) filter (where facts.metric = 'gri') as gri,
             max(facts.value) filter (where facts.metric = 'cv_pct') as cv_pct,
             max(facts.coverage_pct) as coverage_pct,
+            max({{ days_covered('facts.period_start_date', 'facts.period_end_date') }}) as days_covered,
             bool_or(facts.is_sufficient) as is_sufficient,
             bool_or(not facts.is_target_met) filter (
                 where facts.metric in ('time_very_low_pct', 'time_below_range_pct')
@@ -54,6 +59,7 @@ states as (
         newest.glucose_range,
         newest.direction,
         {{ age_minutes('newest.reading_timestamp') }} as age_minutes,
+        limits.stale_minutes,
         figures.time_in_range_pct,
         figures.time_below_range_pct,
         figures.time_very_low_pct,
@@ -63,10 +69,12 @@ states as (
         figures.gri,
         figures.cv_pct,
         figures.coverage_pct,
+        figures.days_covered,
         coalesce(figures.is_sufficient, false) as is_sufficient,
         coalesce(figures.has_many_lows, false) as has_many_lows,
         coalesce(figures.has_many_highs, false) as has_many_highs
     from {{ source('published', 'dim_site') }} as sites
+    cross join limits
     left join newest on sites.site = newest.site
     left join figures on sites.site = figures.site
 ),
@@ -74,8 +82,9 @@ states as (
 ranked as (
     select
         *,
+        age_minutes > stale_minutes as is_stale,
         case
-            when age_minutes <= 60 and glucose_range = 'very_low' then 1
+            when age_minutes <= stale_minutes and glucose_range = 'very_low' then 1
             when age_minutes is null or age_minutes > 1440 then 3
             when has_many_lows then 2
             when has_many_highs then 4
@@ -115,9 +124,13 @@ described as (
             case
                 when time_very_high_pct >= 5 then 'very high ' || round(cast(time_very_high_pct as numeric), 1) || ' %'
             end,
-            case when age_minutes > 60 then 'newest reading ' || {{ age_text('age_minutes') }} end,
+            case when is_stale then 'newest reading ' || {{ age_text('age_minutes') }} end,
             case when age_minutes is null then 'never a reading' end,
-            case when not is_sufficient then 'too few readings for a judgement' end
+            case
+                when days_covered = 1 then 'only 1 day of data'
+                when days_covered < 14 then 'only ' || days_covered || ' days of data'
+                when not is_sufficient then 'only ' || round(cast(coverage_pct as numeric), 1) || ' % of the readings'
+            end
         ) as reasons,
         row_number() over (order by attention_rank asc, gri desc nulls last, site asc) as attention_order
     from ranked
@@ -132,11 +145,12 @@ select
     described.reasons,
     described.reading_local_timestamp,
     described.age_minutes,
+    described.is_stale,
     {{ age_text('described.age_minutes') }} as age_text,
     {{ shown('described.glucose_mg_dl') }} as glucose,
     described.glucose_range,
     concat_ws(
-        ' ', {{ shown_decimal('described.glucose_mg_dl') }}, {{ trend_arrow('described.direction') }}
+        ' ', {{ shown_decimal('described.glucose_mg_dl') }}, nullif({{ trend_arrow('described.direction') }}, '')
     ) as glucose_text,
     described.time_in_range_pct,
     described.time_below_range_pct,
@@ -147,6 +161,7 @@ select
     described.gri,
     described.cv_pct,
     described.coverage_pct,
+    described.days_covered,
     described.is_sufficient
 from described
 cross join units
