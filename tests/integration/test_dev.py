@@ -14,10 +14,13 @@ import httpx
 import psutil
 import pytest
 
+from nightscout_lakehouse.lib.dbt_project import DbtProject
+from nightscout_lakehouse.lib.settings import Settings
+
 pytestmark = [pytest.mark.e2e, pytest.mark.postgres]
 
-START_SECONDS = 150
-STOP_SECONDS = 60
+START_SECONDS = 240
+STOP_SECONDS = 120
 LOADED = """
 { repositoriesOrError { ... on RepositoryConnection { nodes {
     location { name }
@@ -36,7 +39,9 @@ def port() -> int:
 
 
 @pytest.fixture
-def dev(port: int, tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
+def dev(port: int, tmp_path: Path, settings: Settings) -> Iterator[subprocess.Popen[str]]:
+    # Parsed here, where it is parsed once for all tests; `test_definitions.py` loads the definitions without it.
+    DbtProject(settings).prepare_manifest()
     environment = os.environ | {"DAGSTER_PORT": str(port), "LAKEHOUSE_HOME": str(tmp_path / "a lakehouse")}
     started = subprocess.Popen(
         [sys.executable, "-m", "nightscout_lakehouse.cli", "dev"],
@@ -61,7 +66,7 @@ def _wait_for_the_ui(dev: subprocess.Popen[str], tmp_path: Path) -> None:
     while "Dagster UI" not in _printed(tmp_path):
         assert dev.poll() is None, _printed(tmp_path)
         assert time.monotonic() < deadline, _printed(tmp_path)
-        time.sleep(0.2)
+        time.sleep(0.05)
 
 
 def _postgres(home: Path) -> list[psutil.Process]:
@@ -93,7 +98,7 @@ def test_opens_the_ui_and_stops_all_it_started(
 
     dev.send_signal(sign)
     code = dev.wait(timeout=STOP_SECONDS)
-    _, alive = psutil.wait_procs(started, timeout=10)
+    _, alive = psutil.wait_procs(started, timeout=30)
     assert alive == []
     assert code == (0 if sign is signal.SIGINT else 128 + signal.SIGTERM)
     assert "Traceback" not in _printed(tmp_path)
@@ -124,5 +129,5 @@ def test_says_so_when_a_part_of_dagster_ends_by_itself(dev: subprocess.Popen[str
     next(process for process in started if "dagster-daemon" in " ".join(process.cmdline())).kill()
     assert dev.wait(timeout=STOP_SECONDS) == 1
     assert "Dagster's daemon ended by itself" in _printed(tmp_path)
-    _, alive = psutil.wait_procs(started, timeout=10)
+    _, alive = psutil.wait_procs(started, timeout=30)
     assert alive == []

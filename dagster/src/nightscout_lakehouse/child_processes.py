@@ -27,6 +27,12 @@ def check_port_is_free(port: int, hint: str) -> None:
             raise ConfigurationError(f"Port {port} on {HOST} is in use by another program.", hint) from None
 
 
+def is_listening(port: int) -> bool:
+    """Whether somebody answers on the port; cheap enough to be asked again and again."""
+    with socket.socket() as probe:
+        return probe.connect_ex((HOST, port)) == 0
+
+
 def start_child(
     command: Sequence[str],
     folder: Path,
@@ -75,7 +81,7 @@ def wait_until(
         check_all_run(children, hint)
         if time.monotonic() > deadline:
             raise LakehouseError(f"{name} does not come up.", hint)
-        time.sleep(POLL_SECONDS)
+        time.sleep(POLL_SECONDS / 10)
 
 
 def check_all_run(children: Mapping[str, subprocess.Popen[bytes]], hint: str) -> None:
@@ -97,7 +103,7 @@ def stop_children(children: Sequence[subprocess.Popen[bytes]]) -> None:
             # Without polling, an ended child stays in its group for ever.
             if not [child for child in children if child.poll() is None or _signal_group(child.pid, 0)]:
                 return
-            time.sleep(POLL_SECONDS / 5)
+            time.sleep(POLL_SECONDS / 10)
 
 
 def _signal_group(group: int, sign: int) -> bool:

@@ -12,6 +12,7 @@ from nightscout_lakehouse.child_processes import (
     POLL_SECONDS,
     check_all_run,
     check_port_is_free,
+    is_listening,
     start_child,
     stop_children,
     wait_until,
@@ -94,7 +95,10 @@ def run_superset(settings: Settings, environment: Mapping[str, str], when_ready:
                 stdout=log,
                 stderr=log,
             )
-            wait_until(lambda: _answers(url), children, _SUPERSET, _START_SECONDS, hint)
+            wait_until(
+                lambda: is_listening(settings.superset_port) and _answers(url),
+                *(children, _SUPERSET, _START_SECONDS, hint),
+            )
             when_ready(url)
             while True:
                 check_all_run(children, hint)

@@ -14,6 +14,7 @@ from nightscout_lakehouse.child_processes import (
     POLL_SECONDS,
     check_all_run,
     check_port_is_free,
+    is_listening,
     start_child,
     stop_children,
     wait_until,
@@ -67,7 +68,7 @@ def run_dagster(settings: Settings, when_ready: Callable[[str], None]) -> None:
             children["Dagster's daemon"] = _start(
                 "dagster-daemon", "run", "--log-level=warning", f"--workspace={workspace}"
             )
-            wait_until(lambda: _answers(url), children, _WEBSERVER, _START_SECONDS, _HINT)
+            wait_until(lambda: is_listening(port) and _answers(url), children, _WEBSERVER, _START_SECONDS, _HINT)
             when_ready(url)
             while True:
                 check_all_run(children, _HINT)
