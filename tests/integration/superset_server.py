@@ -3,7 +3,6 @@
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -16,6 +15,7 @@ from typing import Any
 
 import httpx
 import psutil
+from free_ports import free_port
 from playwright.sync_api import Page
 
 from nightscout_lakehouse.demo import DemoServer, DemoStore, Person
@@ -125,12 +125,6 @@ def superset_server(sites: str, tokens: Mapping[str, str] | None = None) -> Iter
         wait_for("Dashboards: ", process, output)
         url = f"http://127.0.0.1:{environment['SUPERSET_PORT']}"
         yield SupersetServer(url, parent / "a lakehouse", environment, process, output)
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def wait_for(text: str, process: subprocess.Popen[bytes], output: Path) -> None:

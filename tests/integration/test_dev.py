@@ -13,6 +13,7 @@ from typing import Any
 import httpx
 import psutil
 import pytest
+from free_ports import free_port
 
 from nightscout_lakehouse.lib.dbt_project import DbtProject
 from nightscout_lakehouse.lib.settings import Settings
@@ -33,9 +34,7 @@ LOADED = """
 
 @pytest.fixture
 def port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    return free_port()
 
 
 @pytest.fixture
