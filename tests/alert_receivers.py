@@ -33,7 +33,7 @@ class HttpReceiver:
                 if receiver.has_arrived is not None:
                     receiver.has_arrived.set()
                 if receiver.may_answer is not None:
-                    receiver.may_answer.wait(60)
+                    receiver.may_answer.wait(180)
                 self.send_response(receiver.status)
                 self.send_header("Content-Length", "0")
                 if 300 <= receiver.status < 400:
@@ -65,7 +65,9 @@ class MailReceiver:
 
     def __init__(self) -> None:
         self.mails: list[Message] = []
-        self._controller = _Controller(self, hostname="127.0.0.1", port=0, auth_require_tls=False, authenticator=_login)
+        self._controller = _Controller(
+            self, hostname="127.0.0.1", port=0, ready_timeout=60, auth_require_tls=False, authenticator=_login
+        )
 
     def __enter__(self) -> Self:
         self._controller.start()

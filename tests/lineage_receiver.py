@@ -58,7 +58,7 @@ class Receiver:
             self._server = None
         self._hangs.set()
 
-    def wait_for(self, count: int, seconds: float = 10) -> list[dict[str, Any]]:
+    def wait_for(self, count: int, seconds: float = 60) -> list[dict[str, Any]]:
         deadline = time.monotonic() + seconds
         while len(self.events) < count and time.monotonic() < deadline:
             time.sleep(0.01)

@@ -3,6 +3,7 @@
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 Answer = Callable[[BaseHTTPRequestHandler], None]
@@ -73,12 +74,14 @@ def hang_in_the_body(request: BaseHTTPRequestHandler) -> None:
     request.end_headers()
     request.wfile.write(b'[{"_id": "a"')
     request.wfile.flush()
-    time.sleep(1.5)
-    request.close_connection = True
+    hang(request)
 
 
 def hang(request: BaseHTTPRequestHandler) -> None:
-    time.sleep(1.5)
+    """Answer nothing until the client leaves."""
+    request.connection.settimeout(30)
+    with suppress(OSError):
+        request.connection.recv(1)
     request.close_connection = True
 
 

@@ -360,15 +360,15 @@ def test_two_looks_at_once_are_one(nightscout: DemoStore, receiver: HttpReceiver
 
     def slow(target: Target, text: Text, kind: Kind) -> str:
         is_sending.set()
-        may_go_on.wait(20)
+        may_go_on.wait(60)
         return send_for_real(target, text, kind)
 
     other = threading.Thread(target=lambda: watch_once(load_settings(), now=clock, deliver_by=slow))
     other.start()
-    assert is_sending.wait(20)
+    assert is_sending.wait(60)
     assert look(clock).skipped == "Another look is under way."
     may_go_on.set()
-    other.join(20)
+    other.join(60)
     assert len(receiver.received) == 1
 
 
@@ -587,9 +587,9 @@ def test_killed_for_real_while_a_message_is_on_its_way(
     receiver.has_arrived, receiver.may_answer = threading.Event(), threading.Event()
     command = [sys.executable, "-m", "nightscout_lakehouse.cli", "alerts", "watch", "--once"]
     watching = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    assert receiver.has_arrived.wait(60)
+    assert receiver.has_arrived.wait(180)
     watching.kill()
-    watching.wait(10)
+    watching.wait(60)
     receiver.may_answer.set()
     clock.now = datetime.now(UTC)
     assert look(clock).delivered == 1

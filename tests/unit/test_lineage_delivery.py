@@ -69,6 +69,7 @@ def in_file(settings: Settings) -> list[dict[str, Any]]:
 def test_an_event_is_written_and_sent(receiver: Receiver, emitting: Settings) -> None:
     emitter = opened(emitting)
     emit(emitter, 3)
+    receiver.wait_for(3)
     emitter.close()
     assert names(receiver.events) == names(in_file(emitting)) == ["job 0", "job 1", "job 2"]
     assert receiver.events == in_file(emitting)
@@ -88,7 +89,7 @@ def test_a_server_that_is_stopped_gets_everything_later_in_order(
     started = time.monotonic()
     with caplog.at_level(logging.INFO):
         emitter.close()
-    assert time.monotonic() - started < 2
+    assert time.monotonic() - started < CLOSE_SECONDS + 2
     assert "5 lineage events wait to be sent by the next run." in caplog.text
     assert "key-0123456789" not in caplog.text
     assert names(receiver.events) == [f"job {number}" for number in range(5)]
@@ -96,8 +97,9 @@ def test_a_server_that_is_stopped_gets_everything_later_in_order(
     receiver.start()
     following = opened(emitting)
     emit(following, 2, start=10)
+    receiver.wait_for(12)
     following.close()
-    assert names(receiver.wait_for(12)) == [f"job {number}" for number in range(12)]
+    assert names(receiver.events) == [f"job {number}" for number in range(12)]
     assert receiver.events == in_file(emitting)
 
 
@@ -114,7 +116,7 @@ def test_a_server_that_comes_back_is_used_in_the_same_run(receiver: Receiver, tm
         outbox.put(json.dumps({"n": number}))
     time.sleep(0.1)
     is_up = True
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + 60
     while len(taken) < 4 and time.monotonic() < deadline:
         time.sleep(0.01)
     outbox.put(json.dumps({"n": 4}))
@@ -143,6 +145,7 @@ def test_what_can_be_mended_is_kept(receiver: Receiver, emitting: Settings, stat
     receiver.answer = lambda _event: 201
     following = opened(emitting)
     emit(following, 1, start=2)
+    receiver.wait_for(3)
     following.close()
     assert names(receiver.events) == ["job 0", "job 1", "job 2"]
 
@@ -153,6 +156,7 @@ def test_an_event_that_is_refused_holds_up_no_other(
     receiver.answer = lambda each: 422 if each["job"]["name"] == "job 1" else 201
     emitter = opened(emitting)
     emit(emitter, 3)
+    receiver.wait_for(2)
     emitter.close()
     assert names(receiver.events) == ["job 0", "job 2"]
     kept = [json.loads(line) for line in read_lines(emitting.lineage_dir / "outbox-refused.ndjson")]
@@ -165,7 +169,7 @@ def test_two_processes_send_each_event_once_and_in_order(tmp_path: Path) -> None
     both = [Outbox(tmp_path, "outbox", lambda each: taken.append(each["n"]), 0.02) for _ in range(2)]
     for number in range(300):
         both[number % 2].put(json.dumps({"n": number}))
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 60
     while len(taken) < 300 and time.monotonic() < deadline:
         time.sleep(0.01)
     assert taken == list(range(300))
@@ -250,6 +254,7 @@ tags:
     )
     emitter = opened(settings)
     emit(emitter, 2)
+    receiver.wait_for(2)
     emitter.close()
     assert names(receiver.events) == names(in_file(settings)) == ["job 0", "job 1"]
     assert receiver.events[0]["job"]["facets"]["tags"]["tags"][0]["value"] == "diabetes"
