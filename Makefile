@@ -51,7 +51,7 @@ sites-check: $(SYNCED) ## Reach every Nightscout server
 	@$(BIN)/lakehouse sites check
 
 test: $(SYNCED) $(SUPERSET_SYNCED) ## Run all tests
-	@$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder
+	@$(BIN)/pytest -n auto --dist loadfile --no-loadscope-reorder
 
 lint: $(SYNCED) ## Check style, types, SQL and security
 	@$(BIN)/ruff check .
