@@ -8,7 +8,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
+from nightscout_lakehouse.cli import app
 from nightscout_lakehouse.lib.quality.suites import SUITES_DIR
 
 # The command as it is, with the suites of another folder.
@@ -59,12 +61,13 @@ def test_commands_name_the_file_and_the_key(command: str, suites: Path) -> None:
 
 def test_great_expectations_reads_a_suite_on_request(suites: Path) -> None:
     edit(suites / "nightscout_suite.json", type="expect_column_values_to_be_nice")
-    ended = lakehouse(suites, "validate", "--suite", str(suites / "nightscout_suite.json"))
-    assert ended.returncode == 1
-    assert "key type: Great Expectations has no expect_column_values_to_be_nice." in ended.stderr
-    good = lakehouse(suites, "validate", "--suite", str(suites / "nightscout_raw_suite.json"))
-    assert good.returncode == 0, good.stderr
-    assert "nightscout_raw_suite.json: 12 expectations, well-formed." in good.stdout
+    ended = CliRunner().invoke(app, ["validate", "--suite", str(suites / "nightscout_suite.json")])
+    assert isinstance(ended.exception, SystemExit)
+    assert ended.exit_code == 1
+    assert "key type: Great Expectations has no expect_column_values_to_be_nice." in " ".join(ended.stderr.split())
+    good = CliRunner().invoke(app, ["validate", "--suite", str(suites / "nightscout_raw_suite.json")])
+    assert good.exit_code == 0, good.stderr
+    assert "nightscout_raw_suite.json: 12 expectations, well-formed." in " ".join(good.stdout.split())
 
 
 def test_doctor_finds_them(monkeypatch: pytest.MonkeyPatch, suites: Path) -> None:

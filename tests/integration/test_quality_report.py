@@ -49,7 +49,7 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Report]:
         now = datetime.now(UTC) - timedelta(minutes=1)
         write_batch(lake, "anna", 1, documents_from_json([json.dumps(d) for d in made]), now)
         process_sites([site], settings, lake)
-        DbtProject(settings).build("duckdb", ["tag:curated", "tag:int", "tag:stg"])
+        DbtProject(settings).build("duckdb", ["tag:curated", "tag:int", "tag:stg"], data_tests=False)
         with open_warehouse(settings) as warehouse:
             warehouse.execute(
                 "update intermediate.int_glucose_enriched set glucose_category = 'in_range',"

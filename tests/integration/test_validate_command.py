@@ -66,7 +66,7 @@ def test_a_table_and_an_exit_code(
     monkeypatch.setenv("DAGSTER_HOME", "")
     assert "The models are not built yet. Run `make run` first." in lakehouse("validate").stderr
     arrive(settings, lake, 1, documents())
-    DbtProject(settings).build("duckdb", CURATED)
+    DbtProject(settings).build("duckdb", CURATED, data_tests=False)
 
     touched = lakehouse("validate")
     assert touched.exit_code == 0, touched.output
@@ -118,14 +118,14 @@ def test_a_table_and_an_exit_code(
 def test_what_a_model_has_not_taken_in_is_not_called_validated(settings: Settings, lake: Lake) -> None:
     project, made = DbtProject(settings), documents()
     arrive(settings, lake, 1, made)
-    project.build("duckdb", CURATED)
+    project.build("duckdb", ["+int_glucose_enriched"], data_tests=False)
     assert validate_stage("enriched", settings, lake, [ANNA]).rows == 60
     # It is processed, and the run ends before the model is built.
     late = made[0] | {"_id": "f" * 24, "date": int((NOW - timedelta(days=5)).timestamp() * 1000)}
     arrive(settings, lake, 2, [late])
     validate_stage("enriched", settings, lake, [ANNA])
     validate_stage("enriched", settings, lake, [ANNA], everything=True)
-    project.build("duckdb", CURATED)
+    project.build("duckdb", ["+int_glucose_enriched"], data_tests=False)
     found = validate_stage("enriched", settings, lake, [ANNA])
     assert {outcome.expectation.name: outcome.evaluated for outcome in found.outcomes}["entry_id_is_unique"] == 1
     assert validate_stage("enriched", settings, lake, [ANNA]).rows == 0
