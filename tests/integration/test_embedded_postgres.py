@@ -1,13 +1,15 @@
 """The embedded server: shared by processes, and whole again after anything was killed."""
 
 import os
+import shutil
 import signal
 import socket
 import stat
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -28,6 +30,24 @@ with embedded_postgres(pathlib.Path(sys.argv[1])) as connection:
     print(connection.port, flush=True)
     sys.stdin.readline()
 """
+
+
+@pytest.fixture(scope="module")
+def made_once() -> Iterator[Path]:
+    parent = Path(tempfile.mkdtemp(prefix="lakehouse-test-"))
+    parent.chmod(0o711)
+    with embedded_postgres(parent / "postgres"):
+        pass
+    yield parent / "postgres"
+    shutil.rmtree(parent)
+
+
+@pytest.fixture
+def made_folder(postgres_folder: Path, made_once: Path) -> Path:
+    """The folder of a server that has been made and stopped before, for tests that do not look at the making."""
+    # Keeps who owns what: as root the server is another user.
+    subprocess.run(["cp", "-a", str(made_once), str(postgres_folder)], check=True)
+    return postgres_folder
 
 
 class OtherProcess:
@@ -74,7 +94,7 @@ def is_listening(port: int) -> bool:
 
 
 def eventually(condition: Callable[[], bool]) -> bool:
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 60
     while not condition():
         if time.monotonic() > deadline:
             return False
@@ -132,44 +152,44 @@ def test_last_to_leave_stops_the_server(postgres_folder: Path) -> None:
     assert not is_listening(port)
 
 
-def test_server_of_a_killed_starter_is_taken_over(postgres_folder: Path) -> None:
-    starter = OtherProcess(postgres_folder)
+def test_server_of_a_killed_starter_is_taken_over(made_folder: Path) -> None:
+    starter = OtherProcess(made_folder)
     starter.port()
-    before = postmaster(postgres_folder)
+    before = postmaster(made_folder)
     starter.kill()
-    with embedded_postgres(postgres_folder) as connection:
-        assert postmaster(postgres_folder) == before
+    with embedded_postgres(made_folder) as connection:
+        assert postmaster(made_folder) == before
         assert answer(connection) == 1
     assert not is_listening(connection.port)
 
 
-def test_ctrl_c_leaves_the_server_to_the_others(postgres_folder: Path) -> None:
-    starter = OtherProcess(postgres_folder)
+def test_ctrl_c_leaves_the_server_to_the_others(made_folder: Path) -> None:
+    starter = OtherProcess(made_folder)
     starter.port()
-    with embedded_postgres(postgres_folder) as connection:
+    with embedded_postgres(made_folder) as connection:
         starter.process.send_signal(signal.SIGINT)
         starter.process.communicate()
-        assert os.getsid(postmaster(postgres_folder)) != os.getsid(0)
+        assert os.getsid(postmaster(made_folder)) != os.getsid(0)
         assert answer(connection) == 1
 
 
-def test_killed_server_comes_back(postgres_folder: Path) -> None:
-    with embedded_postgres(postgres_folder) as connection:
+def test_killed_server_comes_back(made_folder: Path) -> None:
+    with embedded_postgres(made_folder) as connection:
         with connection.transaction() as opened, opened.cursor() as cursor:
             cursor.execute("create schema kept; create table kept.rows as select 7 as n")
-        os.kill(postmaster(postgres_folder), signal.SIGKILL)
+        os.kill(postmaster(made_folder), signal.SIGKILL)
         # For another user, while this one is still there.
-        with embedded_postgres(postgres_folder) as again:
+        with embedded_postgres(made_folder) as again:
             assert answer(again, "select n from kept.rows") == 7
         assert answer(connection) == 1
 
 
-def test_stale_pid_file_of_a_living_process_does_not_count(postgres_folder: Path) -> None:
-    with embedded_postgres(postgres_folder):
-        content = (postgres_folder / "data" / "postmaster.pid").read_text().split("\n", 1)[1]
-        os.kill(postmaster(postgres_folder), signal.SIGKILL)
-    (postgres_folder / "data" / "postmaster.pid").write_text(f"{os.getpid()}\n{content}")
-    with embedded_postgres(postgres_folder) as connection:
+def test_stale_pid_file_of_a_living_process_does_not_count(made_folder: Path) -> None:
+    with embedded_postgres(made_folder):
+        content = (made_folder / "data" / "postmaster.pid").read_text().split("\n", 1)[1]
+        os.kill(postmaster(made_folder), signal.SIGKILL)
+    (made_folder / "data" / "postmaster.pid").write_text(f"{os.getpid()}\n{content}")
+    with embedded_postgres(made_folder) as connection:
         assert answer(connection) == 1
 
 
@@ -180,38 +200,33 @@ def test_half_made_folder_is_made_anew(postgres_folder: Path) -> None:
     assert not (postgres_folder / "data.partial").exists()
 
 
-def test_taken_port_is_replaced(postgres_folder: Path) -> None:
-    with embedded_postgres(postgres_folder) as before:
-        pass
+def test_taken_port_is_replaced(made_folder: Path) -> None:
+    before = int((made_folder / "port").read_text())
     with socket.socket() as thief:
         thief.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        thief.bind((HOST, before.port))
+        thief.bind((HOST, before))
         thief.listen()
-        with embedded_postgres(postgres_folder) as after:
-            assert after.port != before.port
+        with embedded_postgres(made_folder) as after:
+            assert after.port != before
             assert answer(after) == 1
-    with embedded_postgres(postgres_folder) as kept:
+    with embedded_postgres(made_folder) as kept:
         assert kept.port == after.port
 
 
-def test_data_of_another_version_is_refused(postgres_folder: Path) -> None:
-    with embedded_postgres(postgres_folder):
-        pass
-    (postgres_folder / "data" / "PG_VERSION").write_text("15\n")
+def test_data_of_another_version_is_refused(made_folder: Path) -> None:
+    (made_folder / "data" / "PG_VERSION").write_text("15\n")
     with (
         pytest.raises(ServingDatabaseError, match=r"made by PostgreSQL 15, but the installed one is \d+.*Move"),
-        embedded_postgres(postgres_folder),
+        embedded_postgres(made_folder),
     ):
         pass
 
 
-def test_damaged_data_is_told_from_the_log(postgres_folder: Path) -> None:
-    with embedded_postgres(postgres_folder):
-        pass
-    (postgres_folder / "data" / "global" / "pg_control").unlink()
+def test_damaged_data_is_told_from_the_log(made_folder: Path) -> None:
+    (made_folder / "data" / "global" / "pg_control").unlink()
     with (
         pytest.raises(ServingDatabaseError, match=r"does not start: .*pg_control.*server\.log"),
-        embedded_postgres(postgres_folder),
+        embedded_postgres(made_folder),
     ):
         pass
 
@@ -230,8 +245,8 @@ def test_file_in_the_way_is_named(postgres_folder: Path) -> None:
         pass
 
 
-def test_failing_block_stops_the_server_too(postgres_folder: Path) -> None:
-    with pytest.raises(ZeroDivisionError), embedded_postgres(postgres_folder) as connection:
+def test_failing_block_stops_the_server_too(made_folder: Path) -> None:
+    with pytest.raises(ZeroDivisionError), embedded_postgres(made_folder) as connection:
         _ = 1 / 0
     assert eventually(lambda: not is_listening(connection.port))
     with pytest.raises(psycopg2.OperationalError):
