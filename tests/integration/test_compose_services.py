@@ -85,7 +85,9 @@ class Stack:
 
 
 @contextmanager
-def service(folder: Path, name: str, changes: dict[str, str], environment: dict[str, str]) -> Iterator[None]:
+def service(
+    folder: Path, name: str, changes: dict[str, str], environment: dict[str, str]
+) -> Iterator[subprocess.Popen[bytes]]:
     """Run a service as its image would: entry point and command, with hosts, ports and folders replaced."""
     described = COMPOSE["services"][name]
     entrypoint = described.get("entrypoint", ["lakehouse", "exec", "--"])
@@ -106,14 +108,13 @@ def service(folder: Path, name: str, changes: dict[str, str], environment: dict[
         start_new_session=True,
     )
     try:
-        yield
-        assert process.poll() is None, f"{name} ended: {log.read_text()[-3000:]}"
+        yield process
     finally:
         for sign in (signal.SIGTERM, signal.SIGKILL):
             if process.poll() is None:
                 os.killpg(process.pid, sign)
                 try:
-                    process.wait(20)
+                    process.wait(40)
                 except subprocess.TimeoutExpired:
                     continue
         process.wait()
@@ -224,23 +225,29 @@ def stack() -> Iterator[Stack]:
         # A short history is enough here.
         short = {"NIGHTSCOUT_FIRST_FETCH": "1500"}
         listen = {"0.0.0.0": "127.0.0.1"}
-        started.enter_context(service(parent, "nightscout-demo", listen | {"1337": str(demo)}, {}))
-        started.enter_context(
-            service(parent, "dagster-code", listen | {"4000": str(code)}, environment("dagster-code") | short)
-        )
+        services: dict[str, subprocess.Popen[bytes]] = {}
+
+        def start(name: str, changes: dict[str, str], variables: dict[str, str]) -> None:
+            services[name] = started.enter_context(service(parent, name, changes, variables))
+
+        start("nightscout-demo", listen | {"1337": str(demo)}, {})
+        start("dagster-code", listen | {"4000": str(code)}, environment("dagster-code") | short)
         wait_until(lambda: http_ok(f"http://127.0.0.1:{demo}/api/v1/status.json"), "nightscout-demo", parent)
         wait_until(lambda: is_listening(code), "code", parent)
         # As the service's own check does, which starts a program each time.
         check = [str(PROGRAMS / "dagster"), "api", "grpc-health-check", "--port", str(code)]
         wait_until(lambda: not subprocess.run(check, capture_output=True, check=False).returncode, "code", parent)
         at = {"/app/dagster/workspace.yaml": str(workspace)}
-        started.enter_context(
-            service(parent, "dagster-webserver", listen | at | {"3000": str(web)}, environment("dagster-webserver"))
-        )
-        started.enter_context(service(parent, "dagster-daemon", at, environment("dagster-daemon")))
+        start("dagster-webserver", listen | at | {"3000": str(web)}, environment("dagster-webserver"))
+        start("dagster-daemon", at, environment("dagster-daemon"))
         webserver = f"http://127.0.0.1:{web}"
         wait_until(lambda: http_ok(f"{webserver}/server_info"), "dagster-webserver", parent)
         yield Stack(parent, values, superuser, webserver, home)
+        ended = [name for name, process in services.items() if process.poll() is not None]
+        assert ended == [], [(parent / f"{name}.log").read_text()[-3000:] for name in ended]
+        # All at once: each takes a while.
+        for process in services.values():
+            os.killpg(process.pid, signal.SIGTERM)
 
 
 @pytest.mark.timeout(900)

@@ -88,7 +88,8 @@ def test_dagster_is_configured_as_the_settings_ask_for(monkeypatch: pytest.Monke
     monkeypatch.setenv("DAGSTER_POSTGRES_URL", f"postgres://dagster:{PASSWORD}@db:5432/dagster")
     prepare_environment(load_settings())
     written = yaml.safe_load(file.read_text())
-    assert written["storage"] == {"postgres": {"postgres_url": {"env": "DAGSTER_POSTGRES_URL"}}}
+    assert written["storage"]["custom"]["class"] == "OpenPostgresStorage"
+    assert written["storage"]["custom"]["config"] == {"postgres_url": {"env": "DAGSTER_POSTGRES_URL"}}
     assert "event_log_storage" not in written
     assert PASSWORD not in file.read_text()
     import os

@@ -49,9 +49,12 @@ event_log_storage:
 # The address stays in the environment: it holds a password.
 _POSTGRES_STORAGE: Final = """\
 storage:
-  postgres:
-    postgres_url:
-      env: DAGSTER_POSTGRES_URL
+  custom:
+    module: nightscout_lakehouse.postgres_storage
+    class: OpenPostgresStorage
+    config:
+      postgres_url:
+        env: DAGSTER_POSTGRES_URL
 """
 # A file that begins with this, and whose text has this digest, was written here and by nobody else.
 _SIGNATURE: Final = "# Written by lakehouse; it is written anew when a setting changes, unless it is edited. "
