@@ -80,7 +80,7 @@ def test_opens_the_ui_and_stops_all_it_started(
     _wait_for_the_ui(dev, tmp_path)
 
     answer: dict[str, Any] = httpx.post(
-        f"http://127.0.0.1:{port}/graphql", json={"query": LOADED}, timeout=60, trust_env=False
+        f"http://127.0.0.1:{port}/graphql", json={"query": LOADED}, timeout=180, trust_env=False
     ).json()
     (location,) = answer["data"]["repositoriesOrError"]["nodes"]
     assert location["location"]["name"] == "nightscout_lakehouse"
