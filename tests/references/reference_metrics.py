@@ -20,8 +20,13 @@ ORIGIN = datetime(2000, 1, 1)  # noqa: DTZ001  local time without a zone, as the
 
 Figures = dict[str, dict[str, float | None]]
 
+# Each takes its time: a test asks for what it compares. `agata_pairs` are MODD and CONGA.
+PARTS = ("iglu", "iglu_mage", "agata", "agata_pairs", "agata_mage")
 
-def reference_metrics(readings: Sequence[tuple[datetime, float]], interval_minutes: int) -> Figures:
+
+def reference_metrics(
+    readings: Sequence[tuple[datetime, float]], interval_minutes: int, parts: Sequence[str] = PARTS
+) -> Figures:
     """The programs' figures: metric -> program -> value, None where the program gives NaN.
 
     Programs are `iglu`, `agata` and, for ranges, `agata_our_rule` (see `worker.py`). One without the metric has no key.
@@ -29,6 +34,7 @@ def reference_metrics(readings: Sequence[tuple[datetime, float]], interval_minut
     Args:
         readings: (local time, mg/dL) in order, at most one in each interval counted from midnight; at least one.
         interval_minutes: The nominal interval.
+        parts: Which figures, of `PARTS`.
 
     Raises:
         RuntimeError: A program failed.
@@ -40,6 +46,7 @@ def reference_metrics(readings: Sequence[tuple[datetime, float]], interval_minut
         "times": [(at.replace(tzinfo=None) - ORIGIN).total_seconds() / 60 for at, _ in readings],
         "glucose": [glucose for _, glucose in readings],
         "interval": interval_minutes,
+        "parts": parts,
     }
     process.stdin.write(json.dumps(request) + "\n")
     process.stdin.flush()
@@ -64,6 +71,8 @@ def _worker() -> subprocess.Popen[str]:
     )
     return subprocess.Popen(
         [environment / "bin" / "python", FOLDER / "worker.py"],
+        # So that the programs are compiled once, whatever is set for the tests.
+        env={name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"},
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,

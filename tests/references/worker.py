@@ -1,8 +1,9 @@
 """Runs in the environment of this folder: a JSON series a line in, a JSON object of the programs' figures a line out.
 
-A request is `{"times": [minutes since 2000-01-01 00:00 local, ...], "glucose": [mg/dL, ...], "interval": minutes}`; the
-answer `{"figures": {metric: {program: value or null}}}` or `{"error": text}`. Readings lie on multiples of `interval`;
-or at most one lies in each, and then iglu's grid figures are those of interpolated readings.
+A request is `{"times": [minutes since 2000-01-01 00:00 local, ...], "glucose": [mg/dL, ...], "interval": minutes,
+"parts": [...]}`, with the parts that `reference_metrics.py` lists; the answer
+`{"figures": {metric: {program: value or null}}}` or `{"error": text}`. Readings lie on multiples of `interval`; or at
+most one lies in each, and then iglu's grid figures are those of interpolated readings.
 
 Programs are `iglu`, `agata` and `agata_our_rule`. What is asked, and not left to the program's default:
 
@@ -41,10 +42,14 @@ QUANTILES = {
 Figures = dict[str, dict[str, float]]
 
 
+def iglu_series(minutes: np.ndarray, glucose: np.ndarray) -> pd.Series:
+    return pd.Series(glucose, index=ORIGIN + pd.to_timedelta(minutes, unit="min"))
+
+
 def iglu_figures(minutes: np.ndarray, glucose: np.ndarray, interval: int) -> Figures:
     def series(shift: int = 0) -> pd.Series:
         # A new one for each call: some functions change the index they are given.
-        return pd.Series(glucose, index=ORIGIN + pd.to_timedelta(minutes + shift, unit="min"))
+        return iglu_series(minutes + shift, glucose)
 
     values = series()
     below = iglu.below_percent(values, targets_below=[54, 70])
@@ -78,7 +83,6 @@ def iglu_figures(minutes: np.ndarray, glucose: np.ndarray, interval: int) -> Fig
         return figures
     components = iglu.sd_measures(series(interval), dt0=interval)
     figures |= {
-        "mage_mg_dl": {"iglu": iglu.mage(series(interval))},
         "sd_within_day_mg_dl": {"iglu": components["SDw"]},
         "sd_between_day_mg_dl": {"iglu": components["SDdm"]},
         "mag_mg_dl_per_hour": {"iglu": iglu.mag(series(interval), dt0=interval)},
@@ -92,18 +96,28 @@ def iglu_figures(minutes: np.ndarray, glucose: np.ndarray, interval: int) -> Fig
     return figures
 
 
-def agata_figures(minutes: np.ndarray, glucose: np.ndarray, interval: int, *, with_pairs: bool) -> Figures:
+def iglu_mage(minutes: np.ndarray, glucose: np.ndarray, interval: int) -> Figures:
+    if len(minutes) < 2:
+        return {}
+    return {"mage_mg_dl": {"iglu": iglu.mage(iglu_series(minutes + interval, glucose))}}
+
+
+def agata_data(minutes: np.ndarray, glucose: np.ndarray, interval: int) -> pd.DataFrame:
     slots = (minutes // interval).astype(int)
     grid = np.full(slots[-1] - slots[0] + 1, np.nan)
     grid[slots - slots[0]] = glucose
     times = ORIGIN + pd.to_timedelta(interval * np.arange(slots[0], slots[-1] + 1), unit="min")
-    data = pd.DataFrame({"t": times, "glucose": grid})
+    return pd.DataFrame({"t": times, "glucose": grid})
+
+
+def agata_figures(minutes: np.ndarray, glucose: np.ndarray, interval: int) -> Figures:
+    data = agata_data(minutes, glucose, interval)
     given = time_in_ranges.time_in_given_range
     very_low = time_in_ranges.time_in_given_below_range(data, 54.0)
     low = given(data, 54.0, 70.0, include_th_l=True, include_th_h=False)
     high = given(data, 180.0, 250.0, include_th_l=False, include_th_h=True)
     very_high = time_in_ranges.time_in_given_above_range(data, 250.0)
-    figures: Figures = {
+    return {
         "mean_mg_dl": {"agata": variability.mean_glucose(data)},
         "median_mg_dl": {"agata": variability.median_glucose(data)},
         "sd_mg_dl": {"agata": variability.std_glucose(data)},
@@ -138,23 +152,40 @@ def agata_figures(minutes: np.ndarray, glucose: np.ndarray, interval: int, *, wi
         "sd_within_day_mg_dl": {"agata": variability.sdw_index(data)},
         "sd_between_day_mg_dl": {"agata": variability.sddm_index(data)},
     }
-    if with_pairs:
-        figures["modd_mg_dl"] = {"agata": variability.modd(data)}
-        figures["conga_4h_mg_dl"] = {"agata": variability.conga(data)}
-    if len(grid) > 3:
+
+
+def agata_pairs(minutes: np.ndarray, glucose: np.ndarray, interval: int) -> Figures:
+    if minutes[-1] - minutes[0] > 6 * 1440:
+        return {}
+    data = agata_data(minutes, glucose, interval)
+    return {"modd_mg_dl": {"agata": variability.modd(data)}, "conga_4h_mg_dl": {"agata": variability.conga(data)}}
+
+
+def agata_mage(minutes: np.ndarray, glucose: np.ndarray, interval: int) -> Figures:
+    data = agata_data(minutes, glucose, interval)
+    if len(data) > 3:
         with contextlib.suppress(IndexError, ValueError):  # its turning points need two in each day
-            figures["mage_mg_dl"] = {"agata": variability.mage_index(data)}
-    return figures
+            return {"mage_mg_dl": {"agata": variability.mage_index(data)}}
+    return {}
+
+
+PARTS = {
+    "iglu": iglu_figures,
+    "iglu_mage": iglu_mage,
+    "agata": agata_figures,
+    "agata_pairs": agata_pairs,
+    "agata_mage": agata_mage,
+}
 
 
 def answer(request: dict[str, Any]) -> dict[str, Any]:
     minutes = np.array(request["times"], dtype=np.float64)
     glucose = np.array(request["glucose"], dtype=np.float64)
     interval = int(request["interval"])
-    figures = iglu_figures(minutes, glucose, interval)
-    with_pairs = minutes[-1] - minutes[0] <= 6 * 1440
-    for metric, values in agata_figures(minutes, glucose, interval, with_pairs=with_pairs).items():
-        figures.setdefault(metric, {}).update(values)
+    figures: Figures = {}
+    for part in request["parts"]:
+        for metric, values in PARTS[part](minutes, glucose, interval).items():
+            figures.setdefault(metric, {}).update(values)
     return {
         "figures": {
             metric: {program: None if math.isnan(value) else float(value) for program, value in values.items()}
