@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from playwright.sync_api import Error as PlaywrightError
 from playwright.sync_api import expect
-from superset_server import SupersetServer, log_in, wait_until_drawn
+from superset_server import LONGEST_WAIT_MS, SupersetServer, log_in, wait_until_drawn
 
 from nightscout_lakehouse.lib.embedded_postgres import embedded_postgres, password_file, read_password
 from nightscout_lakehouse.lib.postgres_connection import PostgresConnection
@@ -197,6 +197,6 @@ def follow_link(visit: Visit, site: str) -> None:
     """Get from the clinic's page to a person's."""
     visit.page.get_by_role("link", name=site, exact=True).click()
     visit.page.wait_for_url(re.compile("glucose-monitoring"))
-    visit.page.wait_for_selector('[data-test-chart-name="Glucose now"]', timeout=60_000)
+    visit.page.wait_for_selector('[data-test-chart-name="Glucose now"]')
     wait_until_drawn(visit.page)
-    expect(visit.rows("Data and pipeline").locator("td:first-child")).to_have_text([site], timeout=60_000)
+    expect(visit.rows("Data and pipeline").locator("td:first-child")).to_have_text([site], timeout=LONGEST_WAIT_MS)
