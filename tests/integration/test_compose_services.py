@@ -239,9 +239,10 @@ def stack() -> Iterator[Stack]:
         wait_until(lambda: not subprocess.run(check, capture_output=True, check=False).returncode, "code", parent)
         at = {"/app/dagster/workspace.yaml": str(workspace)}
         start("dagster-webserver", listen | at | {"3000": str(web)}, environment("dagster-webserver"))
-        start("dagster-daemon", at, environment("dagster-daemon"))
         webserver = f"http://127.0.0.1:{web}"
         wait_until(lambda: http_ok(f"{webserver}/server_info"), "dagster-webserver", parent)
+        # Last: a tick of the schedule, at any full half hour, is then behind the run of the test.
+        start("dagster-daemon", at, environment("dagster-daemon"))
         yield Stack(parent, values, superuser, webserver, home)
         ended = [name for name, process in services.items() if process.poll() is not None]
         assert ended == [], [(parent / f"{name}.log").read_text()[-3000:] for name in ended]
