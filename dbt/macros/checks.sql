@@ -49,13 +49,14 @@
 
 {# Whether the model's tests have passed before, whether it has a column `site`, and whether it computes days or sites. #}
 {% macro incremental_shape(relation) -%}
-    {%- set row = run_query(
-        "select exists (from ops.checks where model = '" ~ relation.identifier ~ "'),"
-        ~ " exists (from duckdb_columns() where schema_name = '" ~ relation.schema ~ "' and table_name = '"
-        ~ relation.identifier ~ "' and column_name = 'site')"
-    ).rows[0] -%}
+    {%- set node = graph.nodes.get('model.' ~ project_name ~ '.' ~ relation.identifier) -%}
+    {%- set is_checked = run_query(
+        "select exists (from ops.checks where model = '" ~ relation.identifier ~ "')"
+    ).rows[0][0] if node else false -%}
     {%- do return({
-        'is_checked': row[0], 'has_site': row[1], 'computes_days': computes_days(relation.identifier)
+        'is_checked': is_checked,
+        'has_site': node is not none and 'site' in node.columns,
+        'computes_days': node is not none and computes_days(node),
     }) -%}
 {%- endmacro %}
 

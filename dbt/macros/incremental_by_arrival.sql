@@ -123,37 +123,9 @@
 {%- endmacro %}
 
 {# Whether a model computes days again, not whole sites or spans of its own: it says so by its pre-hook. #}
-{% macro computes_days(model_name) -%}
-    {%- for node in graph.nodes.values() if node.resource_type == 'model' and node.name == model_name -%}
-        {%- for hook in node.config['pre-hook'] if 'delete_recomputed_days' in hook.sql -%}
-            {%- do return(true) -%}
-        {%- endfor -%}
+{% macro computes_days(node) -%}
+    {%- for hook in node.config['pre-hook'] if 'delete_recomputed_days' in hook.sql -%}
+        {%- do return(true) -%}
     {%- endfor -%}
     {%- do return(false) -%}
-{%- endmacro %}
-
-{#
-  Replaces dbt-duckdb's macro of this name, which looks for the new rows' keys in the whole table. The rows that a model
-  of days inserts are of days that its pre-hook has emptied, so the same keys can only be there by a fault of the
-  bookkeeping; they are looked for in the span of days that is inserted. For other models nothing is different.
-#}
-{% macro duckdb__get_delete_insert_merge_sql(target, source, unique_key, dest_columns, incremental_predicates) -%}
-    {%- set names = dest_columns | map(attribute='name') | list -%}
-    {%- set keys = [unique_key] if unique_key is string else (unique_key or []) -%}
-    {%- set predicates = (incremental_predicates or []) | list -%}
-    {%- if computes_days(target.identifier) -%}
-        {%- set span = run_query("select min(reading_date), max(reading_date) from " ~ source).rows[0] -%}
-        {%- if span[0] is not none -%}
-            {%- do predicates.append("reading_date between date '" ~ span[0] ~ "' and date '" ~ span[1] ~ "'") -%}
-        {%- endif -%}
-    {%- endif -%}
-    {%- if keys %}
-    delete from {{ target }}
-    where ({{ keys | join(', ') }}) in (select ({{ keys | join(', ') }}) from {{ source }})
-    {%- for predicate in predicates %} and {{ predicate }}{% endfor -%}
-    ;
-    {%- endif %}
-
-    insert into {{ target }} ({{ get_quoted_csv(names) }})
-    select {{ get_quoted_csv(names) }} from {{ source }}
 {%- endmacro %}
