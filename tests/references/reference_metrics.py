@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from datetime import datetime
 from functools import cache
 from pathlib import Path
+from typing import Literal
 
 from nightscout_lakehouse.lib.settings import REPOSITORY_ROOT
 
@@ -21,7 +22,12 @@ ORIGIN = datetime(2000, 1, 1)  # noqa: DTZ001  local time without a zone, as the
 Figures = dict[str, dict[str, float | None]]
 
 
-def reference_metrics(readings: Sequence[tuple[datetime, float]], interval_minutes: int) -> Figures:
+Part = Literal["iglu", "iglu mage", "agata", "agata pairs"]
+
+
+def reference_metrics(
+    readings: Sequence[tuple[datetime, float]], interval_minutes: int, parts: Sequence[Part] = ("iglu", "agata")
+) -> Figures:
     """The programs' figures: metric -> program -> value, None where the program gives NaN.
 
     Programs are `iglu`, `agata` and, for ranges, `agata_our_rule` (see `worker.py`). One without the metric has no key.
@@ -29,6 +35,7 @@ def reference_metrics(readings: Sequence[tuple[datetime, float]], interval_minut
     Args:
         readings: (local time, mg/dL) in order, at most one in each interval counted from midnight; at least one.
         interval_minutes: The nominal interval.
+        parts: What to compute: all figures of a program, or those alone that take long (see `worker.py`).
 
     Raises:
         RuntimeError: A program failed.
@@ -40,6 +47,7 @@ def reference_metrics(readings: Sequence[tuple[datetime, float]], interval_minut
         "times": [(at.replace(tzinfo=None) - ORIGIN).total_seconds() / 60 for at, _ in readings],
         "glucose": [glucose for _, glucose in readings],
         "interval": interval_minutes,
+        "parts": list(parts),
     }
     process.stdin.write(json.dumps(request) + "\n")
     process.stdin.flush()

@@ -1,8 +1,10 @@
 """Runs in the environment of this folder: a JSON series a line in, a JSON object of the programs' figures a line out.
 
-A request is `{"times": [minutes since 2000-01-01 00:00 local, ...], "glucose": [mg/dL, ...], "interval": minutes}`; the
-answer `{"figures": {metric: {program: value or null}}}` or `{"error": text}`. Readings lie on multiples of `interval`;
-or at most one lies in each, and then iglu's grid figures are those of interpolated readings.
+A request is `{"times": [minutes since 2000-01-01 00:00 local, ...], "glucose": [mg/dL, ...], "interval": minutes,
+"parts": [name, ...]}`; the answer `{"figures": {metric: {program: value or null}}}` or `{"error": text}`. Readings lie
+on multiples of `interval`; or at most one lies in each, and then iglu's grid figures are those of interpolated
+readings. Parts are `iglu` and `agata`, the figures of each; `iglu mage`, that one alone; `agata pairs`, agata's MODD
+and CONGA.
 
 Programs are `iglu`, `agata` and `agata_our_rule`. What is asked, and not left to the program's default:
 
@@ -10,7 +12,7 @@ Programs are `iglu`, `agata` and `agata_our_rule`. What is asked, and not left t
   it is given times one interval later, which makes its days ours and changes nothing else. (But a series must not start
   in the last interval of a day: then that would be the first midnight.)
 * agata leaves the bounds of a range to the outer range; `agata_our_rule` is its function for given ranges with ours.
-* agata's MODD and CONGA hold each reading against all others; they are asked up to six days.
+* agata's MODD and CONGA hold each reading against all others: not for more than some days.
 """
 
 import contextlib
@@ -92,12 +94,28 @@ def iglu_figures(minutes: np.ndarray, glucose: np.ndarray, interval: int) -> Fig
     return figures
 
 
-def agata_figures(minutes: np.ndarray, glucose: np.ndarray, interval: int, *, with_pairs: bool) -> Figures:
+def iglu_mage(minutes: np.ndarray, glucose: np.ndarray, interval: int) -> Figures:
+    if len(minutes) < 2:
+        return {}
+    times = ORIGIN + pd.to_timedelta(minutes + interval, unit="min")
+    return {"mage_mg_dl": {"iglu": iglu.mage(pd.Series(glucose, index=times))}}
+
+
+def agata_frame(minutes: np.ndarray, glucose: np.ndarray, interval: int) -> pd.DataFrame:
     slots = (minutes // interval).astype(int)
     grid = np.full(slots[-1] - slots[0] + 1, np.nan)
     grid[slots - slots[0]] = glucose
     times = ORIGIN + pd.to_timedelta(interval * np.arange(slots[0], slots[-1] + 1), unit="min")
-    data = pd.DataFrame({"t": times, "glucose": grid})
+    return pd.DataFrame({"t": times, "glucose": grid})
+
+
+def agata_pairs(minutes: np.ndarray, glucose: np.ndarray, interval: int) -> Figures:
+    data = agata_frame(minutes, glucose, interval)
+    return {"modd_mg_dl": {"agata": variability.modd(data)}, "conga_4h_mg_dl": {"agata": variability.conga(data)}}
+
+
+def agata_figures(minutes: np.ndarray, glucose: np.ndarray, interval: int) -> Figures:
+    data = agata_frame(minutes, glucose, interval)
     given = time_in_ranges.time_in_given_range
     very_low = time_in_ranges.time_in_given_below_range(data, 54.0)
     low = given(data, 54.0, 70.0, include_th_l=True, include_th_h=False)
@@ -138,23 +156,23 @@ def agata_figures(minutes: np.ndarray, glucose: np.ndarray, interval: int, *, wi
         "sd_within_day_mg_dl": {"agata": variability.sdw_index(data)},
         "sd_between_day_mg_dl": {"agata": variability.sddm_index(data)},
     }
-    if with_pairs:
-        figures["modd_mg_dl"] = {"agata": variability.modd(data)}
-        figures["conga_4h_mg_dl"] = {"agata": variability.conga(data)}
-    if len(grid) > 3:
+    if len(data) > 3:
         with contextlib.suppress(IndexError, ValueError):  # its turning points need two in each day
             figures["mage_mg_dl"] = {"agata": variability.mage_index(data)}
     return figures
+
+
+PARTS = {"iglu": iglu_figures, "iglu mage": iglu_mage, "agata": agata_figures, "agata pairs": agata_pairs}
 
 
 def answer(request: dict[str, Any]) -> dict[str, Any]:
     minutes = np.array(request["times"], dtype=np.float64)
     glucose = np.array(request["glucose"], dtype=np.float64)
     interval = int(request["interval"])
-    figures = iglu_figures(minutes, glucose, interval)
-    with_pairs = minutes[-1] - minutes[0] <= 6 * 1440
-    for metric, values in agata_figures(minutes, glucose, interval, with_pairs=with_pairs).items():
-        figures.setdefault(metric, {}).update(values)
+    figures: Figures = {}
+    for part in request["parts"]:
+        for metric, values in PARTS[part](minutes, glucose, interval).items():
+            figures.setdefault(metric, {}).update(values)
     return {
         "figures": {
             metric: {program: None if math.isnan(value) else float(value) for program, value in values.items()}
