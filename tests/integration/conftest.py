@@ -3,7 +3,6 @@
 import os
 import shutil
 import tempfile
-import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -75,7 +74,8 @@ def postgres_server() -> Iterator[Server]:
 @pytest.fixture
 def serving(postgres_server: Server) -> Iterator[PostgresConnection]:
     """The owner's connection to a prepared database of the test's own."""
-    name = f"test_{uuid.uuid4().hex[:12]}"
+    # Always the same name: dbt parses the project anew for each other one.
+    name = "lakehouse_of_a_test"
     identifiers = {"name": sql.Identifier(name), "owner": sql.Identifier(postgres_server.owner.user)}
     postgres_server.run_as_superuser(sql.SQL("create database {name} owner {owner}").format(**identifiers))
     connection = replace(postgres_server.owner, database=name)

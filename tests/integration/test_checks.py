@@ -2,7 +2,9 @@
 
 import json
 import re
+import shutil
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 import lineage_events
 import pytest
@@ -17,7 +19,7 @@ from nightscout_lakehouse.lib.nightscout_client import documents_from_json
 from nightscout_lakehouse.lib.nightscout_collections import ENTRIES, TREATMENTS
 from nightscout_lakehouse.lib.partition_counts import counts_query, live_rows
 from nightscout_lakehouse.lib.processing import process_sites
-from nightscout_lakehouse.lib.settings import Settings
+from nightscout_lakehouse.lib.settings import Settings, load_settings
 from nightscout_lakehouse.lib.sites import Site
 from nightscout_lakehouse.lib.summary import collection_overview
 from nightscout_lakehouse.lib.warehouse import connect, open_warehouse
@@ -52,13 +54,22 @@ def failed(error: pytest.ExceptionInfo[DbtError]) -> set[str]:
     return {node.name.split("_fact_")[0] for node in result.nodes if node.status == "fail"}
 
 
+@pytest.fixture(scope="module")
+def tested(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The home of a month of readings, one a day, built and tested."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LAKEHOUSE_HOME", str(tmp_path_factory.mktemp("tested")))
+        settings = load_settings()
+        land(settings, Lake.open(settings), 1, *(entry(number, number) for number in range(31)))
+        DbtProject(settings).build("duckdb", MODELS)
+    return settings.home
+
+
 @pytest.fixture
-def project(settings: Settings, lake: Lake) -> DbtProject:
-    """A month of readings, one a day, built and tested."""
-    land(settings, lake, 1, *(entry(number, number) for number in range(31)))
-    project = DbtProject(settings)
-    project.build("duckdb", MODELS)
-    return project
+def project(tested: Path, settings: Settings) -> DbtProject:
+    """That lakehouse, for one test."""
+    shutil.copytree(tested, settings.home, dirs_exist_ok=True)
+    return DbtProject(settings)
 
 
 def test_a_tick_tests_what_changed_and_a_full_check_finds_the_rest(

@@ -2,6 +2,7 @@
 
 import json
 import math
+from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from datetime import UTC, date, datetime, time, timedelta
 from statistics import fmean, stdev
@@ -10,7 +11,7 @@ from zoneinfo import ZoneInfo
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, Phase, given
+from hypothesis import HealthCheck, Phase, assume, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from references.plain_metrics import differences, plain_metrics, steps
@@ -37,6 +38,8 @@ BERLIN = ZoneInfo("Europe/Berlin")
 Readings = Sequence[tuple[datetime, float]]
 # (period, its last day, part of the day, choice of readings) -> metric -> row
 Rows = dict[tuple[str, date, str, str], dict[str, dict[str, Any]]]
+# (first day, last day, part of the day) -> readings that the figures are of, with those that they look back at; figures
+Known = dict[tuple[date, date, str], tuple[Readings, dict[str, float | None]]]
 ONLY_WHOLE_DAYS = (
     "mage_mg_dl",
     "modd_mg_dl",
@@ -47,7 +50,8 @@ ONLY_WHOLE_DAYS = (
 )
 
 
-def build(settings: Settings, lake: Lake, people: dict[str, Readings], zone: str) -> None:
+def build(settings: Settings, lake: Lake, people: dict[str, Readings]) -> None:
+    """Land and model what people sent; the zone of the first reading's time is the site's."""
     for site, readings in people.items():
         texts = [
             json.dumps(
@@ -62,7 +66,8 @@ def build(settings: Settings, lake: Lake, people: dict[str, Readings], zone: str
             for number, (at, glucose) in enumerate(readings)
         ]
         write_batch(lake, site, 1, documents_from_json(texts), FETCHED_AT)
-    process_sites([Site(site, "http://127.0.0.1:1", timezone=zone) for site in people], settings, lake)
+    sites = [Site(site, "http://127.0.0.1:1", timezone=str(sent[0][0].tzinfo)) for site, sent in people.items()]
+    process_sites(sites, settings, lake)
     DbtProject(settings).build("duckdb", MODELS, data_tests=False)
 
 
@@ -98,7 +103,8 @@ def of_part(readings: Readings, part: str) -> list[tuple[datetime, float]]:
 
 
 def of_days(readings: Readings, first: date, last: date) -> list[tuple[datetime, float]]:
-    return [(at, glucose) for at, glucose in readings if first <= at.date() <= last]
+    begin = bisect_left(readings, first, key=lambda reading: reading[0].date())
+    return list(readings[begin : bisect_right(readings, last, key=lambda reading: reading[0].date())])
 
 
 def plain_parts(readings: Readings) -> dict[str, float | None]:
@@ -122,11 +128,14 @@ def assert_everything(settings: Settings, site: str, readings: Readings) -> None
         for row in query(settings, f"select entry_id from intermediate.int_reading_flags where site = '{site}'")
     }
     unflagged = [reading for number, reading in enumerate(readings) if f"{site}/{number:024x}" not in flagged]
-    assert_figures_of(rows, site, "all", readings, readings)
-    assert_figures_of(rows, site, "unflagged", unflagged, readings)
+    known: Known = {}
+    assert_figures_of(rows, site, "all", readings, readings, known)
+    assert_figures_of(rows, site, "unflagged", unflagged, readings, known)
 
 
-def assert_figures_of(rows: Rows, site: str, readings_used: str, used: Readings, readings: Readings) -> None:
+def assert_figures_of(
+    rows: Rows, site: str, readings_used: str, used: Readings, readings: Readings, known: Known
+) -> None:
     first, newest = readings[0][0].date(), readings[-1][0].date()
     starts = {"7d": newest - 6 * DAY, "14d": newest - 13 * DAY, "30d": newest - 29 * DAY, "90d": newest - 89 * DAY}
     spans = [(name, start, newest) for name, start in (starts | {"all": first}).items()]
@@ -151,16 +160,25 @@ def assert_figures_of(rows: Rows, site: str, readings_used: str, used: Readings,
                 assert set(found) == {"reading_count", "expected_reading_count", "coverage_pct"}, what
                 assert found["coverage_pct"]["value"] == 0
                 continue
-            wanted = plain_metrics(counted, 5)
-            if part != "whole":
-                wanted |= plain_parts(counted) | dict.fromkeys(ONLY_WHOLE_DAYS)
-            elif start > first:
-                # Pairs look back over the period's start.
-                before = of_days(used, start - 2 * DAY, end)
-                wanted |= pairs_that_end_in(before, start)
-            if part == "whole":
-                wanted["mage_mg_dl"] = mage_of(counted)
-            assert_figures(found, wanted, what)
+            assert_figures(found, plain_figures(used, start, end, part, known), what)
+
+
+def plain_figures(used: Readings, start: date, end: date, part: str, known: Known) -> dict[str, float | None]:
+    """The figures of a period; on most days no reading is flagged, and they are known already."""
+    # Pairs look back over the period's start.
+    with_before = of_days(used, start - 2 * DAY, end)
+    if (start, end, part) in known and known[start, end, part][0] == with_before:
+        return known[start, end, part][1]
+    counted = of_part(of_days(used, start, end), part)
+    wanted = plain_metrics(counted, 5)
+    if part != "whole":
+        wanted |= plain_parts(counted) | dict.fromkeys(ONLY_WHOLE_DAYS)
+    else:
+        if len(with_before) > len(counted):
+            wanted |= pairs_that_end_in(with_before, start)
+        wanted["mage_mg_dl"] = mage_of(counted)
+    known[start, end, part] = (with_before, wanted)
+    return wanted
 
 
 def pairs_that_end_in(readings: Readings, start: date) -> dict[str, float | None]:
@@ -235,7 +253,7 @@ def shared_with_programs(readings: Readings, theirs: Figures) -> dict[str, float
 @pytest.mark.timeout(600)
 @given(people=st.lists(glucose_series(), min_size=8, max_size=8))
 @hypothesis_settings(
-    max_examples=2,
+    max_examples=1,
     deadline=None,
     phases=(Phase.explicit, Phase.reuse, Phase.generate),
     suppress_health_check=list(HealthCheck),
@@ -243,13 +261,15 @@ def shared_with_programs(readings: Readings, theirs: Figures) -> dict[str, float
 def test_random_series_with_gaps(
     people: list[Any], tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    # The first example of Hypothesis is the simplest one, eight times.
+    assume(len({series.description for series in people}) > 4)
     monkeypatch.setenv("LAKEHOUSE_HOME", str(tmp_path_factory.mktemp("lakehouse")))
     settings = load_settings()
     readings = {
         f"person-{number}": [(at.replace(tzinfo=UTC), glucose) for at, glucose in series.readings]
         for number, series in enumerate(people)
     }
-    build(settings, Lake.open(settings), readings, "UTC")
+    build(settings, Lake.open(settings), readings)
     for (site, of_person), series in zip(readings.items(), people, strict=True):
         assert_everything(settings, site, of_person)
         found = metric_rows(settings, site)["all", of_person[-1][0].date(), "whole", "all"]
@@ -267,9 +287,48 @@ def demo_readings(seed: int, days: int) -> list[tuple[datetime, float]]:
     return [(datetime.fromtimestamp(ms / 1000, BERLIN), sgv) for ms, sgv in sent if sgv >= 39]
 
 
-def test_demo_people(settings: Settings, lake: Lake) -> None:
-    people = {"anna": demo_readings(1, 100), "ben": demo_readings(2, 20)}
-    build(settings, lake, people, "Europe/Berlin")
+def nights_missing_at_last() -> Readings:
+    """High nights, low days, the same throughout; in the last 14 days the sensor is off at night."""
+    start = datetime(2026, 10, 1, tzinfo=UTC)
+    readings = []
+    for slot in range(28 * 288):
+        at = start + timedelta(minutes=5 * slot)
+        if slot < 14 * 288 or at.hour >= 6:
+            readings.append((at, (220.0 if at.hour < 6 else 120.0) + slot % 7))
+    return readings
+
+
+def on_the_targets() -> Readings:
+    """70 % in range exactly, 25 % above 180, 5 % above 250, 4 % below 70 and 1 % below 54."""
+    start = datetime(2026, 10, 1, tzinfo=UTC)
+    values = [100] * 70 + [200] * 21 + [260] * 5 + [60] * 3 + [50]
+    return [(start + timedelta(minutes=5 * slot), float(values[slot % 100])) for slot in range(1400)]
+
+
+NOON = datetime(2026, 10, 25, 11, tzinfo=UTC)
+DEMO_PEOPLE: dict[str, Readings] = {"anna": demo_readings(1, 100), "ben": demo_readings(2, 20)}
+PEOPLE: dict[str, Readings] = {
+    "one": [(NOON.astimezone(BERLIN), 100.0)],
+    # Nothing for ten minutes around midnight, then a reading that is the newest day's only one.
+    "midnight": [(datetime(2026, 10, 30, 22, 50 + 5 * n, tzinfo=UTC).astimezone(BERLIN), 100.0 + n) for n in (0, 1)]
+    + [(datetime(2026, 10, 30, 23, 5, tzinfo=UTC).astimezone(BERLIN), 110.0)],
+    "nights": nights_missing_at_last(),
+    "targets": on_the_targets(),
+}
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Settings:
+    """One lakehouse of all these people."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LAKEHOUSE_HOME", str(tmp_path_factory.mktemp("lakehouse")))
+        settings = load_settings()
+        build(settings, Lake.open(settings), DEMO_PEOPLE | PEOPLE)
+    return settings
+
+
+def test_demo_people(built: Settings) -> None:
+    settings, people = built, DEMO_PEOPLE
     for site, readings in people.items():
         assert_everything(settings, site, readings)
         assert_intervals(metric_rows(settings, site), site, readings)
@@ -387,18 +446,12 @@ def hedges_g(now: list[float], before: list[float]) -> float | None:
     return (fmean(now) - fmean(before)) / pooled * (1 - 3 / (4 * freedom - 1))
 
 
-def test_missing_nights_do_not_pose_as_a_change(settings: Settings, lake: Lake) -> None:
-    """High nights, low days, the same throughout; in the last 14 days the sensor is off at night."""
-    start = datetime(2026, 10, 1, tzinfo=UTC)
-    readings = []
-    for slot in range(28 * 288):
-        at = start + timedelta(minutes=5 * slot)
-        if slot < 14 * 288 or at.hour >= 6:
-            readings.append((at, (220.0 if at.hour < 6 else 120.0) + slot % 7))
-    build(settings, lake, {"anna": readings}, "UTC")
+def test_missing_nights_do_not_pose_as_a_change(built: Settings) -> None:
     found = {
         row["metric"]: row
-        for row in query(settings, "select * from curated.fact_glucose_comparison where readings_used = 'all'")
+        for row in query(
+            built, "select * from curated.fact_glucose_comparison where site = 'nights' and readings_used = 'all'"
+        )
     }
     tir = found["time_in_range_pct"]
     assert (tir["value_now"], tir["value_before"]) == (100, 75)
@@ -411,17 +464,10 @@ def test_missing_nights_do_not_pose_as_a_change(settings: Settings, lake: Lake) 
     assert tir["effect_size_hedges_g"] is None
 
 
-def test_edges(settings: Settings, lake: Lake) -> None:
-    noon = datetime(2026, 10, 25, 11, tzinfo=UTC)
-    people = {
-        "one": [(noon.astimezone(BERLIN), 100.0)],
-        # Nothing for ten minutes around midnight, then a reading that is the newest day's only one.
-        "midnight": [(datetime(2026, 10, 30, 22, 50 + 5 * n, tzinfo=UTC).astimezone(BERLIN), 100.0 + n) for n in (0, 1)]
-        + [(datetime(2026, 10, 30, 23, 5, tzinfo=UTC).astimezone(BERLIN), 110.0)],
-    }
-    build(settings, lake, people, "Europe/Berlin")
-    for site, readings in people.items():
-        assert_everything(settings, site, readings)
+def test_edges(built: Settings) -> None:
+    settings = built
+    for site in ("one", "midnight"):
+        assert_everything(settings, site, PEOPLE[site])
     alone = metric_rows(settings, "one")["all", date(2026, 10, 25), "whole", "all"]
     assert "sd_mg_dl" not in alone
     assert alone["time_in_range_pct"]["value"] == 100
@@ -441,13 +487,10 @@ def test_edges(settings: Settings, lake: Lake) -> None:
     assert comparison["is_comparable"] is False
 
 
-def test_targets_are_strict_where_the_consensus_is(settings: Settings, lake: Lake) -> None:
-    start = datetime(2026, 10, 1, tzinfo=UTC)
-    # 70 % in range exactly, 25 % above 180, 5 % above 250, 4 % below 70 and 1 % below 54: none is met but by more.
-    values = [100] * 70 + [200] * 21 + [260] * 5 + [60] * 3 + [50]
-    readings = [(start + timedelta(minutes=5 * slot), float(values[slot % 100])) for slot in range(1400)]
-    build(settings, lake, {"anna": readings}, "UTC")
-    found = metric_rows(settings, "anna")["all", readings[-1][0].date(), "whole", "all"]
+def test_targets_are_strict_where_the_consensus_is(built: Settings) -> None:
+    # None is met but by more.
+    rows, newest = metric_rows(built, "targets"), PEOPLE["targets"][-1][0].date()
+    found = rows["all", newest, "whole", "all"]
     met = {metric: row["is_target_met"] for metric, row in found.items() if row["target"]}
     assert met == {
         "time_in_range_pct": False,
@@ -457,5 +500,5 @@ def test_targets_are_strict_where_the_consensus_is(settings: Settings, lake: Lak
         "time_very_high_pct": False,
         "cv_pct": False,
     }
-    night = metric_rows(settings, "anna")["all", readings[-1][0].date(), "night", "all"]
+    night = rows["all", newest, "night", "all"]
     assert {row["target"] for row in night.values()} == {None}

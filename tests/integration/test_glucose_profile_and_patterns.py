@@ -30,7 +30,8 @@ from nightscout_lakehouse.lib.settings import Settings
 from nightscout_lakehouse.lib.sites import Site
 from nightscout_lakehouse.lib.warehouse import connect
 
-MODELS = ["tag:stg", "tag:int", "tag:curated"]
+MODELS = ["+fact_glucose_profile", "+fact_glucose_patterns"]
+MODELS_OF_THE_REPORT = ["+fact_glucose_metrics", "+dim_site"]
 PERCENTILES = (5, 10, 25, 50, 75, 90, 95)
 NOW = datetime(2026, 12, 1, tzinfo=UTC)
 
@@ -208,7 +209,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Settings:
                 process(sites, settings, lake)
                 project.build("duckdb", MODELS, data_tests=False)
     process(sites, settings, lake)
-    project.build("duckdb", MODELS, data_tests=False)
+    project.build("duckdb", [*MODELS, *MODELS_OF_THE_REPORT], data_tests=False)
     return settings
 
 

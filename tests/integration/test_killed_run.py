@@ -30,7 +30,7 @@ from nightscout_lakehouse.lib.sites import load_sites
 
 pytestmark = [pytest.mark.e2e, pytest.mark.postgres]
 
-DAYS = 40
+DAYS = 15
 TABLES = {
     "lake.nightscout_entries": "* exclude (batch, document_number, fetched_at, first_fetched_at)",
     "intermediate.int_glucose_enriched": "*",
@@ -51,7 +51,7 @@ def start(home: Path, url: str) -> subprocess.Popen[bytes]:
     environment = os.environ | {
         "LAKEHOUSE_HOME": str(home),
         "NIGHTSCOUT_URL": url,
-        "NIGHTSCOUT_WINDOW_DAYS": "10",
+        "NIGHTSCOUT_WINDOW_DAYS": "4",
         "OPENLINEAGE_DISABLED": "false",
     }
     return subprocess.Popen(

@@ -65,7 +65,7 @@ def made_up(site: str, days: int, missing_share: float) -> list[Reading]:
     return readings
 
 
-SENT = {"anna": made_up("anna", 120, 0.1), "ben": made_up("ben", 10, 0.5), "cara": made_up("cara", 1, 0)[-1:]}
+SENT = {"anna": made_up("anna", 100, 0.1), "ben": made_up("ben", 10, 0.5), "cara": made_up("cara", 1, 0)[-1:]}
 
 
 @pytest.fixture

@@ -40,6 +40,7 @@ def manifest(**models: tuple[str, list[str]]) -> dict[str, Any]:
                 "name": name,
                 "resource_type": "model",
                 "checksum": {"checksum": code},
+                "contract": {"checksum": None},
                 "depends_on": {"nodes": parents},
             }
             for name, (code, parents) in models.items()
@@ -58,6 +59,10 @@ def test_a_version_follows_the_code_upstream_and_the_macros() -> None:
     assert model_versions(of_other_macros) == before
     of_other_macros["macros"]["m"]["macro_sql"] = "select 2"
     assert not set(model_versions(of_other_macros).values()) & set(before.values())
+    of_another_contract = manifest(stg=("a", []), fact=("b", ["stg"]), other=("c", []))
+    of_another_contract["nodes"]["fact"]["contract"]["checksum"] = "of its columns and their types"
+    assert model_versions(of_another_contract) == before | {"fact": model_versions(of_another_contract)["fact"]}
+    assert model_versions(of_another_contract)["fact"] != before["fact"]
 
 
 def test_a_version_follows_the_code_of_the_sql_functions(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -83,11 +88,13 @@ def test_the_history_is_built_anew_and_published(settings: Settings, lake: Lake,
         publish(warehouse, serving)
         changes = warehouse.execute("select count(*) from ops.changes").fetchall()
 
-    project.build("duckdb", MODELS, data_tests=False)
+    project.build("duckdb", ["+fact_glucose_readings"], data_tests=False)
     assert _values(settings) == [(200.0, 1000)]
     with open_warehouse(settings) as warehouse:
         assert warehouse.execute("select count(*) from ops.changes").fetchall() == changes
-        warehouse.execute("update ops.model_versions set version = 'of an older release' where model like 'int%'")
+        warehouse.execute(
+            "update ops.model_versions set version = 'of an older release' where model = 'int_glucose_enriched'"
+        )
 
     project.build("duckdb", MODELS, data_tests=False)
     assert _values(settings) == [(100.0, 1000)]
@@ -106,6 +113,28 @@ def _values(settings: Settings) -> list[tuple[Any, ...]]:
         return warehouse.execute(
             "select glucose_mg_dl, count(*) from curated.fact_glucose_readings group by all"
         ).fetchall()
+
+
+def test_a_table_that_stands_keeps_its_descriptions_and_its_columns(settings: Settings, lake: Lake) -> None:
+    project, models = DbtProject(settings), ["+int_glucose_enriched"]
+    process_sites([SITE], settings, lake)
+    project.build("duckdb", models, data_tests=False)
+    described = (
+        "select column_name, comment from duckdb_columns() where table_name = 'int_glucose_enriched' order by all"
+    )
+    with open_warehouse(settings) as warehouse:
+        before = warehouse.execute(described).fetchall()
+        warehouse.execute("comment on column intermediate.int_glucose_enriched.site is 'as an older release said it'")
+    assert all(comment for _, comment in before)
+    project.build("duckdb", models, data_tests=False)
+    with open_warehouse(settings) as warehouse:
+        assert warehouse.execute(described).fetchall() == before
+        warehouse.execute("alter table intermediate.int_glucose_enriched add column stray integer")
+    with pytest.raises(DbtError, match="stray"):
+        project.build("duckdb", models, data_tests=False)
+    project.build("duckdb", models, data_tests=False, full_refresh=True)
+    with open_warehouse(settings) as warehouse:
+        assert warehouse.execute(described).fetchall() == before
 
 
 def test_models_that_nothing_changed_for_are_left_alone(settings: Settings, lake: Lake) -> None:

@@ -29,7 +29,9 @@ NOW = datetime(2026, 12, 20, tzinfo=UTC)
 START = datetime(2026, 10, 1, 22, 0, tzinfo=UTC)
 DAYS = 60
 PER_DAY = 96
-SITE = Site("a", "http://127.0.0.1:1", timezone="Europe/Berlin", sensor_interval_minutes=15)
+SITES = [
+    Site(name, "http://127.0.0.1:1", timezone="Europe/Berlin", sensor_interval_minutes=15) for name in ("a", "b", "c")
+]
 
 
 def reading(device: str, slot: int, *, is_valid: bool = True) -> str:
@@ -54,11 +56,16 @@ def treatment(number: int, slot: int, kind: str, *, is_valid: bool = True) -> st
     return json.dumps({"_id": f"{number:024x}", **described})
 
 
-def arrive(settings: Settings, lake: Lake, number: int, entries: list[str], treatments: list[str]) -> None:
-    write_batch(lake, "a", number, documents_from_json(entries), NOW)
-    write_batch(lake, "a", number, documents_from_json(treatments), NOW, TREATMENTS)
+Arrival = tuple[list[str], list[str]]
+
+
+def arrive(settings: Settings, lake: Lake, number: int, sent: dict[str, Arrival]) -> None:
+    """Entries and treatments of each site come, and the models take them in."""
+    for site, (entries, treatments) in sent.items():
+        write_batch(lake, site, number, documents_from_json(entries), NOW)
+        write_batch(lake, site, number, documents_from_json(treatments), NOW, TREATMENTS)
     for collection in COLLECTIONS:
-        process_sites([SITE], settings, lake, collection)
+        process_sites([site for site in SITES if site.name in sent], settings, lake, collection)
     DbtProject(settings).build("duckdb", MODELS, data_tests=False)
 
 
@@ -67,55 +74,68 @@ def rows_of(settings: Settings) -> dict[str, list[tuple[Any, ...]]]:
         return {table: warehouse.execute(f"from {table} order by all").fetchall() for table in TABLES}
 
 
-@pytest.mark.timeout(900)
-@pytest.mark.parametrize("seed", [1, 2])
-def test_sessions_from_start_to_start_equal_a_rebuild(seed: int, settings: Settings, lake: Lake) -> None:
-    chance = random.Random(seed)
-    last = DAYS * PER_DAY
-    silent = set[int]()
-    for _ in range(12):
-        begun = chance.randrange(last)
-        silent.update(range(begun, begun + chance.choice([4, 5, 9, 50, 100])))
-    sent = [reading("x", slot) for slot in range(last) if slot not in silent]
-    sent += [reading("y", slot) for slot in range(last) if chance.random() < 0.3 and slot not in silent]
-    sent += [other(2_000_000 + n, chance.randrange(last), "mbg", chance.randint(80, 150)) for n in range(60)]
-    sent += [other(3_000_000 + n, chance.randrange(last), "cal", 0) for n in range(30)]
-    starts = {n: (10 + n) * PER_DAY + chance.randrange(PER_DAY) for n in range(0, DAYS - 12, 9)}
-    entered = [treatment(n, slot, "Sensor Start") for n, slot in starts.items()]
-    entered += [treatment(100 + n, chance.randrange(last), "BG Check") for n in range(60)]
-    arrive(settings, lake, 1, sent, entered)
-    for step in range(2, 8):
-        # A stretch around one day vanishes or comes late, in the middle of the history or at its end.
+class History:
+    """What one site sends: 60 days at once, then changes step by step, all by chance."""
+
+    def __init__(self, seed: int) -> None:
+        self._chance = chance = random.Random(seed)
+        last = DAYS * PER_DAY
+        silent = set[int]()
+        for _ in range(12):
+            begun = chance.randrange(last)
+            silent.update(range(begun, begun + chance.choice([4, 5, 9, 50, 100])))
+        sent = [reading("x", slot) for slot in range(last) if slot not in silent]
+        sent += [reading("y", slot) for slot in range(last) if chance.random() < 0.3 and slot not in silent]
+        sent += [other(2_000_000 + n, chance.randrange(last), "mbg", chance.randint(80, 150)) for n in range(60)]
+        sent += [other(3_000_000 + n, chance.randrange(last), "cal", 0) for n in range(30)]
+        self._starts = {n: (10 + n) * PER_DAY + chance.randrange(PER_DAY) for n in range(0, DAYS - 12, 9)}
+        entered = [treatment(n, slot, "Sensor Start") for n, slot in self._starts.items()]
+        entered += [treatment(100 + n, chance.randrange(last), "BG Check") for n in range(60)]
+        self.first: Arrival = (sent, entered)
+
+    def step(self, number: int) -> Arrival:
+        """A stretch around one day vanishes or comes late, in the middle of the history or at its end."""
+        chance, last = self._chance, DAYS * PER_DAY
         first = chance.choice([last - 30, chance.randrange(last)])
         device, is_valid = chance.choice("xy"), chance.random() < 0.5
         entries = [reading(device, slot, is_valid=is_valid) for slot in range(first, first + chance.choice([1, 6, 60]))]
-        entries.append(other(4_000_000 + step, first, chance.choice(["mbg", "cal"]), 111))
-        number, slot = chance.choice(list(starts.items()))
+        entries.append(other(4_000_000 + number, first, chance.choice(["mbg", "cal"]), 111))
+        start, slot = chance.choice(list(self._starts.items()))
         treatments = chance.choice(
             [
-                [treatment(200 + step, first, "BG Check")],
-                [treatment(number, slot, "Sensor Start", is_valid=False)],
-                [treatment(number, slot + chance.randrange(-100, 100), "Sensor Start")],
-                [treatment(200 + step, first, "Sensor Change")],
+                [treatment(200 + number, first, "BG Check")],
+                [treatment(start, slot, "Sensor Start", is_valid=False)],
+                [treatment(start, slot + chance.randrange(-100, 100), "Sensor Start")],
+                [treatment(200 + number, first, "Sensor Change")],
             ]
         )
-        arrive(settings, lake, step, entries, treatments)
+        return entries, treatments
+
+
+@pytest.mark.timeout(900)
+def test_sessions_from_start_to_start_equal_a_rebuild(settings: Settings, lake: Lake) -> None:
+    histories = {site.name: History(seed) for seed, site in enumerate(SITES, start=1)}
+    arrive(settings, lake, 1, {site: history.first for site, history in histories.items()})
+    for number in range(2, 6):
+        arrive(settings, lake, number, {site: history.step(number) for site, history in histories.items()})
         incremental = rows_of(settings)
         DbtProject(settings).build("duckdb", MODELS, data_tests=False, full_refresh=True)
-        assert incremental == rows_of(settings), f"step {step}"
-    assert {row[4] for row in incremental["curated.dim_sensor_session"]} >= {"treatment"}
-    assert len(incremental["curated.dim_sensor_session"]) > 8
+        assert incremental == rows_of(settings), f"step {number}"
+    for site in histories:
+        sessions = [row for row in incremental["curated.dim_sensor_session"] if row[0] == site]
+        assert {row[4] for row in sessions} >= {"treatment"}
+        assert len(sessions) > 8
 
 
 def test_a_tick_leaves_the_sensors_before_alone(settings: Settings, lake: Lake) -> None:
     readings = [reading("x", slot) for slot in range(30 * PER_DAY)]
     starts = [treatment(n, day * PER_DAY, "Sensor Start") for n, day in enumerate((10, 20))]
-    arrive(settings, lake, 1, readings, starts)
+    arrive(settings, lake, 1, {"a": (readings, starts)})
     # Whoever computes them again takes the mark away.
     mark = "update curated.dim_sensor_session set gap_count = -1"
     with connect(settings, settings.warehouse_path) as warehouse:
         warehouse.execute(mark)
-    arrive(settings, lake, 2, [reading("x", 30 * PER_DAY)], [])
+    arrive(settings, lake, 2, {"a": ([reading("x", 30 * PER_DAY)], [])})
     with connect(settings, settings.warehouse_path, read_only=True) as warehouse:
         found = warehouse.execute(
             "select start_basis, gap_count, reading_count from curated.dim_sensor_session order by session_start"
@@ -128,7 +148,7 @@ def test_a_tick_leaves_the_sensors_before_alone(settings: Settings, lake: Lake) 
     # In the middle: from the start before the changed day to the first start after it.
     with connect(settings, settings.warehouse_path) as warehouse:
         warehouse.execute(mark)
-    arrive(settings, lake, 3, [reading("x", 15 * PER_DAY, is_valid=False)], [])
+    arrive(settings, lake, 3, {"a": ([reading("x", 15 * PER_DAY, is_valid=False)], [])})
     with connect(settings, settings.warehouse_path, read_only=True) as warehouse:
         counts = warehouse.execute("select gap_count from curated.dim_sensor_session order by session_start").fetchall()
     assert counts == [(-1,), (0,), (-1,)]

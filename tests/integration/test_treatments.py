@@ -21,14 +21,17 @@ from nightscout_lakehouse.lib.postgres_connection import PostgresConnection
 from nightscout_lakehouse.lib.processing import process_sites
 from nightscout_lakehouse.lib.publishing import publish
 from nightscout_lakehouse.lib.serving import read_query
-from nightscout_lakehouse.lib.settings import Settings
+from nightscout_lakehouse.lib.settings import Settings, load_settings
 from nightscout_lakehouse.lib.sites import Site
 from nightscout_lakehouse.lib.warehouse import connect, open_warehouse
 
-MODELS = ["tag:stg", "tag:int", "tag:curated"]
+MODELS = ["+fact_daily_insulin", "+fact_meals", "+dim_glucose_date", "+fact_treatments", "+fact_loop_status"]
 FETCHED_AT = datetime(2025, 11, 20, tzinfo=UTC)
 ZONE = ZoneInfo("Europe/Berlin")
-SITE = Site("anna", "http://127.0.0.1:1", timezone="Europe/Berlin")
+SITES = [
+    Site(name, "http://127.0.0.1:1", timezone="Europe/Berlin")
+    for name in ("anna", "ben", "ahead-of-its-time", "new-profile", "loop")
+]
 # The clock goes back on 26 October 2025 at 01:00 UTC.
 START = datetime(2025, 10, 23, 22, 0, tzinfo=UTC)
 DAYS = 6
@@ -60,15 +63,15 @@ def iso(moment: datetime) -> str:
     return moment.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.000Z")
 
 
-def land(lake: Lake, number: int, documents: Sequence[Document], collection: Collection) -> None:
+def land(lake: Lake, number: int, documents: Sequence[Document], collection: Collection, site: str) -> None:
     texts = documents_from_json([json.dumps(document) for document in documents])
-    write_batch(lake, SITE.name, number, texts, FETCHED_AT, collection)
+    write_batch(lake, site, number, texts, FETCHED_AT, collection)
 
 
-def process_and_build(settings: Settings, lake: Lake) -> None:
+def process_and_build(settings: Settings, lake: Lake, models: Sequence[str] = MODELS) -> None:
     for collection in (ENTRIES, PROFILES, TREATMENTS, DEVICE_STATUS):
-        process_sites([SITE], settings, lake, collection)
-    DbtProject(settings).build("duckdb", MODELS, data_tests=False)
+        process_sites(SITES, settings, lake, collection)
+    DbtProject(settings).build("duckdb", models, data_tests=False)
 
 
 def query(settings: Settings, text: str) -> list[dict[str, Any]]:
@@ -302,36 +305,95 @@ class Plain:
             )
 
 
+class MadeUp:
+    """Six days of a person by chance: what comes first, and what comes late, is edited or is deleted."""
+
+    def __init__(self, site: str, seed: int) -> None:
+        self.site = site
+        chance = random.Random(seed)
+        minutes = set(chance.sample(range((DAYS - 1) * 1440), 130))
+        # Some stand close together, so that meals are merged and temp basals end each other.
+        minutes |= {minute + chance.randrange(1, 25) for minute in chance.sample(sorted(minutes), 40)}
+        moments = [START + minute * MINUTE for minute in sorted(minutes)]
+        held = {f"t{n:04d}": made_up_treatment(chance, n, moment) for n, moment in enumerate(moments)}
+        self._readings = made_up_readings(chance)
+        first = chance.sample(sorted(held), 80)
+        self._first = [held[name] for name in first]
+        edited = [made_up_treatment(chance, int(name[1:]), moments[int(name[1:])]) for name in first[:10]]
+        gone = [held[name] | {"isValid": False} for name in first[10:20]]
+        self._later = [*(held[name] for name in sorted(set(held) - set(first))), *edited, *gone]
+        held |= {document["_id"]: document for document in edited}
+        self._left = [document for name, document in held.items() if name not in first[10:20]]
+
+    def land_first(self, lake: Lake) -> None:
+        land(lake, 1, [PROFILE], PROFILES, self.site)
+        land(lake, 1, self._readings[::2], ENTRIES, self.site)
+        land(lake, 1, self._first, TREATMENTS, self.site)
+
+    def land_the_rest(self, lake: Lake) -> None:
+        land(lake, 2, self._readings[1::2], ENTRIES, self.site)
+        land(lake, 2, self._later, TREATMENTS, self.site)
+
+    def plain(self) -> Plain:
+        return Plain(self._left, self._readings)
+
+
+PEOPLE = {"anna": MadeUp("anna", 1), "ben": MadeUp("ben", 2)}
+
+
+@dataclass(frozen=True)
+class Built:
+    """A lakehouse whose documents came in two steps.
+
+    Attributes:
+        settings: Of the lakehouse after the second step.
+        ahead_of_its_time: That site's days of insulin after the first step.
+    """
+
+    settings: Settings
+    ahead_of_its_time: list[dict[str, Any]]
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Built:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LAKEHOUSE_HOME", str(tmp_path_factory.mktemp("treatments")))
+        settings = load_settings()
+    lake = Lake.open(settings)
+    for person in PEOPLE.values():
+        person.land_first(lake)
+    insulin_ahead = _insulin_ahead_of_its_time()
+    land(lake, 1, [PROFILE], PROFILES, "ahead-of-its-time")
+    land(lake, 1, [reading(1, NOON + 30 * MINUTE, 100)], ENTRIES, "ahead-of-its-time")
+    land(lake, 1, insulin_ahead, TREATMENTS, "ahead-of-its-time")
+    land(lake, 1, [PROFILE], PROFILES, "new-profile")
+    hourly = [reading(n, START + 60 * n * MINUTE, 100) for n in range(DAYS * 24)]
+    land(lake, 1, hourly, ENTRIES, "new-profile")
+    land(lake, 1, _loop_states(), DEVICE_STATUS, "loop")
+    process_and_build(settings, lake)
+    ahead = query(settings, "from curated.fact_daily_insulin where site = 'ahead-of-its-time'")
+
+    for person in PEOPLE.values():
+        person.land_the_rest(lake)
+    land(lake, 2, [document | {"isValid": False} for document in insulin_ahead], TREATMENTS, "ahead-of-its-time")
+    newer = json.loads(json.dumps(PROFILE)) | {"_id": "newer", "startDate": "2025-10-27T23:00:00.000Z"}
+    newer["store"]["Default"]["basal"] = 2
+    land(lake, 2, [newer], PROFILES, "new-profile")
+    process_and_build(settings, lake)
+    return Built(settings, ahead)
+
+
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize("seed", [1, 2])
-def test_the_figures_equal_a_plain_computation(settings: Settings, lake: Lake, seed: int) -> None:
-    chance = random.Random(seed)
-    minutes = set(chance.sample(range((DAYS - 1) * 1440), 130))
-    # Some stand close together, so that meals are merged and temp basals end each other.
-    minutes |= {minute + chance.randrange(1, 25) for minute in chance.sample(sorted(minutes), 40)}
-    moments = [START + minute * MINUTE for minute in sorted(minutes)]
-    held = {f"t{n:04d}": made_up_treatment(chance, n, moment) for n, moment in enumerate(moments)}
-    readings = made_up_readings(chance)
-    first = chance.sample(sorted(held), 80)
-    land(lake, 1, [PROFILE], PROFILES)
-    land(lake, 1, readings[::2], ENTRIES)
-    land(lake, 1, [held[name] for name in first], TREATMENTS)
-    process_and_build(settings, lake)
-    # The rest comes late; some of the first are edited, some are deleted.
-    edited = [made_up_treatment(chance, int(name[1:]), moments[int(name[1:])]) for name in first[:10]]
-    gone = [held[name] | {"isValid": False} for name in first[10:20]]
-    land(lake, 2, readings[1::2], ENTRIES)
-    land(lake, 2, [*(held[name] for name in sorted(set(held) - set(first))), *edited, *gone], TREATMENTS)
-    process_and_build(settings, lake)
-    held |= {document["_id"]: document for document in edited}
-    left = [document for name, document in held.items() if name not in first[10:20]]
-    plain = Plain(left, readings)
-    _daily_insulin(settings, plain)
-    _meals(settings, plain)
+@pytest.mark.parametrize("site", PEOPLE)
+def test_the_figures_equal_a_plain_computation(built: Built, site: str) -> None:
+    plain = PEOPLE[site].plain()
+    _daily_insulin(built.settings, site, plain)
+    _meals(built.settings, site, plain)
 
 
-def _daily_insulin(settings: Settings, plain: Plain) -> None:
-    found = {row["reading_date"]: row for row in query(settings, "from curated.fact_daily_insulin")}
+def _daily_insulin(settings: Settings, site: str, plain: Plain) -> None:
+    rows = query(settings, f"from curated.fact_daily_insulin where site = '{site}'")
+    found = {row["reading_date"]: row for row in rows}
     expected = dict(plain.daily())
     assert set(found) == set(expected)
     assert any(row["basal_units"] is None for row in found.values())
@@ -341,17 +403,17 @@ def _daily_insulin(settings: Settings, plain: Plain) -> None:
         basal, bolus = figures["basal_units"], figures["bolus_units"]
         total = None if basal is None or bolus is None else pytest.approx(basal + bolus, abs=1e-9)
         assert found[day]["total_insulin_units"] == total
-    shown = query(settings, "from curated.dim_glucose_date")
+    shown = query(settings, f"from curated.dim_glucose_date where site = '{site}'")
     assert {row["reading_date"] for row in shown} < set(found)
     for row in shown:
         for name in ("carbs_g", "bolus_units", "basal_units", "total_insulin_units"):
             assert row[name] == found[row["reading_date"]][name]
 
 
-def _meals(settings: Settings, plain: Plain) -> None:
-    found = query(settings, "from curated.fact_meals order by meal_timestamp")
+def _meals(settings: Settings, site: str, plain: Plain) -> None:
+    found = query(settings, f"from curated.fact_meals where site = '{site}' order by meal_timestamp")
     expected = list(plain.meals())
-    assert [row["meal_id"] for row in found] == [f"anna/{meal['id']}" for meal in expected]
+    assert [row["meal_id"] for row in found] == [f"{site}/{meal['id']}" for meal in expected]
     assert any(row["carb_entry_count"] > 1 for row in found)
     assert any(row["incremental_area_mg_dl_min"] for row in found)
     assert any(row["peak_glucose_mg_dl"] is None for row in found)
@@ -361,38 +423,32 @@ def _meals(settings: Settings, plain: Plain) -> None:
                 assert row[name] == (value if value is None else pytest.approx(value, abs=1e-9)), (row, name)
 
 
-def test_future_insulin_is_not_counted_and_a_deletion_takes_everything_back(settings: Settings, lake: Lake) -> None:
-    noon = datetime(2025, 10, 28, 11, 0, tzinfo=UTC)
-    running = {"_id": "a", "created_at": iso(noon), "eventType": "Temp Basal", "absolute": 6, "duration": 60}
-    extended = {"_id": "b", "created_at": iso(noon), "eventType": "Combo Bolus", "relative": 2, "duration": 120}
+NOON = datetime(2025, 10, 28, 11, 0, tzinfo=UTC)
+
+
+def _insulin_ahead_of_its_time() -> list[Document]:
+    running = {"_id": "a", "created_at": iso(NOON), "eventType": "Temp Basal", "absolute": 6, "duration": 60}
+    extended = {"_id": "b", "created_at": iso(NOON), "eventType": "Combo Bolus", "relative": 2, "duration": 120}
     # A note or food of the evening, written ahead of its time, does not make the afternoon known.
-    ahead = {"_id": "c", "created_at": iso(noon + 360 * MINUTE), "eventType": "Carb Correction", "carbs": 20}
-    land(lake, 1, [PROFILE], PROFILES)
-    land(lake, 1, [reading(1, noon + 30 * MINUTE, 100)], ENTRIES)
-    land(lake, 1, [running, extended, ahead], TREATMENTS)
-    process_and_build(settings, lake)
-    [day] = query(settings, "from curated.fact_daily_insulin")
+    ahead = {"_id": "c", "created_at": iso(NOON + 360 * MINUTE), "eventType": "Carb Correction", "carbs": 20}
+    return [running, extended, ahead]
+
+
+def test_future_insulin_is_not_counted_and_a_deletion_takes_everything_back(built: Built) -> None:
+    [day] = built.ahead_of_its_time
     assert day["bolus_units"] == pytest.approx(1)
     assert day["temp_basal_units"] == pytest.approx(3)
     assert day["scheduled_basal_units"] == pytest.approx(6 * 0.8 + 6 * 1.2)
     assert day["known_hours"] == pytest.approx(12.5)
-    land(lake, 2, [document | {"isValid": False} for document in (running, extended, ahead)], TREATMENTS)
-    process_and_build(settings, lake)
-    [day] = query(settings, "from curated.fact_daily_insulin")
+    [day] = query(built.settings, "from curated.fact_daily_insulin where site = 'ahead-of-its-time'")
     assert (day["treatment_count"], day["bolus_units"], day["carbs_g"], day["temp_basal_units"]) == (0, None, None, 0)
-    assert query(settings, "from curated.fact_treatments") == []
-    assert query(settings, "from curated.fact_meals") == []
+    assert query(built.settings, "from curated.fact_treatments where site = 'ahead-of-its-time'") == []
+    assert query(built.settings, "from curated.fact_meals where site = 'ahead-of-its-time'") == []
 
 
-def test_a_new_profile_changes_the_days_since(settings: Settings, lake: Lake) -> None:
-    land(lake, 1, [PROFILE], PROFILES)
-    land(lake, 1, [reading(n, START + 60 * n * MINUTE, 100) for n in range(DAYS * 24)], ENTRIES)
-    process_and_build(settings, lake)
-    newer = json.loads(json.dumps(PROFILE)) | {"_id": "newer", "startDate": "2025-10-27T23:00:00.000Z"}
-    newer["store"]["Default"]["basal"] = 2
-    land(lake, 2, [newer], PROFILES)
-    process_and_build(settings, lake)
-    basal = {row["reading_date"].day: row["basal_units"] for row in query(settings, "from curated.fact_daily_insulin")}
+def test_a_new_profile_changes_the_days_since(built: Built) -> None:
+    rows = query(built.settings, "from curated.fact_daily_insulin where site = 'new-profile'")
+    basal = {row["reading_date"].day: row["basal_units"] for row in rows}
     whole = 6 * 0.8 + 16 * 1.2 + 2 * 0.6
     assert basal[24] is None
     assert basal[25] == pytest.approx(whole)
@@ -401,15 +457,17 @@ def test_a_new_profile_changes_the_days_since(settings: Settings, lake: Lake) ->
     assert basal[28] == pytest.approx(48)
 
 
-def test_the_loop_status_is_the_last_of_five_minutes(settings: Settings, lake: Lake) -> None:
+def _loop_states() -> list[Document]:
     def status(number: int, seconds: int, iob: float | None, cob: float | None) -> Document:
         loop = {"iob": {"iob": iob}} | ({} if cob is None else {"cob": {"cob": cob}})
         return {"_id": f"d{number}", "created_at": iso(START + timedelta(seconds=seconds)), "loop": loop}
 
     battery = {"_id": "d9", "created_at": iso(START), "uploader": {"battery": 50}}
-    land(lake, 1, [status(1, 10, 1.5, 20), status(2, 200, 1.25, None), status(3, 310, -0.5, 0), battery], DEVICE_STATUS)
-    process_and_build(settings, lake)
-    rows = query(settings, "from curated.fact_loop_status order by slot_timestamp")
+    return [status(1, 10, 1.5, 20), status(2, 200, 1.25, None), status(3, 310, -0.5, 0), battery]
+
+
+def test_the_loop_status_is_the_last_of_five_minutes(built: Built) -> None:
+    rows = query(built.settings, "from curated.fact_loop_status where site = 'loop' order by slot_timestamp")
     assert [(row["slot_timestamp"], row["iob_units"], row["cob_g"]) for row in rows] == [
         (START, 1.25, 20),
         (START + 5 * MINUTE, -0.5, 0),
@@ -428,9 +486,9 @@ def test_the_marts_show_treatments_and_meals(settings: Settings, lake: Lake, ser
         }
         for n in (-100, -20, 0)
     ]
-    land(lake, 1, [reading(n, START + 5 * n * MINUTE, 100 + n) for n in range(-2, 40)], ENTRIES)
-    land(lake, 1, meals, TREATMENTS)
-    process_and_build(settings, lake)
+    land(lake, 1, [reading(n, START + 5 * n * MINUTE, 100 + n) for n in range(-2, 40)], ENTRIES, "anna")
+    land(lake, 1, meals, TREATMENTS, "anna")
+    process_and_build(settings, lake, ["tag:stg", "tag:int", "tag:curated"])
     with open_warehouse(settings) as warehouse:
         publish(warehouse, serving)
     DbtProject(settings, serving).build("postgres", ["tag:mart"])

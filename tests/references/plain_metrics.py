@@ -33,16 +33,19 @@ def plain_metrics(readings: Sequence[Reading], interval_minutes: float) -> dict[
     hypo = very_low + 0.8 * low
     hyper = very_high + 0.5 * high
     daily = list(by_day(readings).values())
+    ordered = sorted(glucose)
+    by_instant = [(_instant(at), value) for at, value in readings]
+    over_a_day = differences(by_instant, interval_minutes, 24)
     return {
         "reading_count": float(len(glucose)),
         "mean_mg_dl": mean,
         "sd_mg_dl": sd,
         "cv_pct": None if sd is None else 100 * sd / mean,
-        "median_mg_dl": percentile(glucose, 50),
-        "iqr_mg_dl": percentile(glucose, 75) - percentile(glucose, 25),
+        "median_mg_dl": percentile(ordered, 50),
+        "iqr_mg_dl": percentile(ordered, 75) - percentile(ordered, 25),
         "min_mg_dl": min(glucose),
         "max_mg_dl": max(glucose),
-        **{f"p{p}_mg_dl": percentile(glucose, p) for p in (5, 10, 25, 75, 90, 95)},
+        **{f"p{p}_mg_dl": percentile(ordered, p) for p in (5, 10, 25, 75, 90, 95)},
         "time_very_low_pct": very_low,
         "time_low_pct": low,
         "time_in_range_pct": _share(glucose, lambda g: 70 <= g <= 180),
@@ -60,10 +63,11 @@ def plain_metrics(readings: Sequence[Reading], interval_minutes: float) -> dict[
         "hbgi": _mean([high_risk(g) for g in glucose]),
         "adrr": _mean([max(map(low_risk, day)) + max(map(high_risk, day)) for day in daily]),
         "j_index": None if sd is None else 0.001 * (mean + sd) ** 2,
-        "modd_mg_dl": modd(readings, interval_minutes),
-        **{f"conga_{hours}h_mg_dl": conga(readings, interval_minutes, hours) for hours in (1, 2, 4, 24)},
-        "mag_mg_dl_per_hour": mag(readings),
-        "gvp_pct": gvp(readings),
+        "modd_mg_dl": modd(over_a_day),
+        **{f"conga_{hours}h_mg_dl": conga(differences(by_instant, interval_minutes, hours)) for hours in (1, 2, 4)},
+        "conga_24h_mg_dl": conga(over_a_day),
+        "mag_mg_dl_per_hour": mag(by_instant),
+        "gvp_pct": gvp(by_instant),
         "sd_within_day_mg_dl": _mean_or_none([sd for sd in map(_sd, daily) if sd is not None]),
         "sd_between_day_mg_dl": _sd([_mean(day) for day in daily]),
     }
@@ -118,14 +122,13 @@ def differences(readings: Sequence[Reading], interval_minutes: float, hours: flo
     return found
 
 
-def conga(readings: Sequence[Reading], interval_minutes: float, hours: float) -> float | None:
+def conga(found: Sequence[float]) -> float | None:
     """McDonnell 2005: SD of the differences."""
-    return _sd(differences(readings, interval_minutes, hours))
+    return _sd(found)
 
 
-def modd(readings: Sequence[Reading], interval_minutes: float) -> float | None:
+def modd(found: Sequence[float]) -> float | None:
     """Molnar 1972: mean of the absolute differences over 24 hours; two pairs at least."""
-    found = differences(readings, interval_minutes, 24)
     return _mean([abs(difference) for difference in found]) if len(found) >= 2 else None
 
 

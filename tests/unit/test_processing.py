@@ -15,7 +15,7 @@ from nightscout_lakehouse.lib.ingestion import write_batch
 from nightscout_lakehouse.lib.lake import Lake, batch_file, partition_file, processing_state_file
 from nightscout_lakehouse.lib.nightscout_client import documents_from_json
 from nightscout_lakehouse.lib.processing import pending_batches, process_sites
-from nightscout_lakehouse.lib.settings import Settings
+from nightscout_lakehouse.lib.settings import Settings, load_settings
 from nightscout_lakehouse.lib.sites import Site
 from nightscout_lakehouse.lib.warehouse import open_warehouse
 
@@ -46,82 +46,100 @@ def rows(settings: Settings, columns: str, where: str = "true") -> list[tuple[An
         return warehouse.execute(f"select {columns} from lake.nightscout_entries where {where} order by all").fetchall()
 
 
-@pytest.mark.parametrize(
-    ("changes", "expected"),
-    [
-        pytest.param({"date": READING_MS}, READING_MS, id="number"),
-        pytest.param({"date": READING_MS + 0.56}, READING_MS, id="fraction"),
-        pytest.param({"date": str(READING_MS)}, READING_MS, id="number as text"),
-        pytest.param({"date": "absent", "mills": READING_MS}, READING_MS, id="mills only"),
-        pytest.param({"date": "absent", "dateString": "2026-03-10T08:00:00.000Z"}, READING_MS, id="text in UTC"),
-        pytest.param({"date": None, "dateString": "2026-03-10T09:00:00+01:00"}, READING_MS, id="text with a zone"),
-        pytest.param({"date": None, "dateString": "2026-03-10T03:00:00.000-0500"}, READING_MS, id="zone without colon"),
-        pytest.param(
-            {"date": None, "dateString": "2026-03-10 10:00:00", "utcOffset": 120}, READING_MS, id="text and utcOffset"
-        ),
-        pytest.param({"date": None, "dateString": "2026-03-10T09:00:00"}, READING_MS, id="text in the site's zone"),
-        pytest.param({"date": "2026-03-10T08:00:00Z"}, READING_MS, id="text in date"),
-        pytest.param({"date": None, "created_at": "2026-03-10T08:00:00Z"}, READING_MS, id="created_at"),
-        pytest.param({"date": 1e300, "sysTime": "2026-03-10T08:00:00Z"}, READING_MS, id="number beyond time"),
-    ],
-)
-def test_time_is_understood_in_every_form(
-    settings: Settings, lake: Lake, changes: dict[str, Any], expected: int
-) -> None:
-    land(lake, 1, [entry(1, **changes)])
-    process_sites([SITE], settings, lake)
-    assert rows(settings, "kind, epoch_ms(reading_timestamp)") == [("sgv", expected)]
+# What is sent, by what is odd about it; each of these is a reading of READING_MS.
+TIMES: dict[str, dict[str, Any]] = {
+    "number": {"date": READING_MS},
+    "fraction": {"date": READING_MS + 0.56},
+    "number as text": {"date": str(READING_MS)},
+    "mills only": {"date": "absent", "mills": READING_MS},
+    "text in UTC": {"date": "absent", "dateString": "2026-03-10T08:00:00.000Z"},
+    "text with a zone": {"date": None, "dateString": "2026-03-10T09:00:00+01:00"},
+    "zone without colon": {"date": None, "dateString": "2026-03-10T03:00:00.000-0500"},
+    "text and utcOffset": {"date": None, "dateString": "2026-03-10 10:00:00", "utcOffset": 120},
+    "text in the site's zone": {"date": None, "dateString": "2026-03-10T09:00:00"},
+    "text in date": {"date": "2026-03-10T08:00:00Z"},
+    "created_at": {"date": None, "created_at": "2026-03-10T08:00:00Z"},
+    "number beyond time": {"date": 1e300, "sysTime": "2026-03-10T08:00:00Z"},
+}
+REFUSED: list[tuple[dict[str, Any], str]] = [
+    ({"sgv": None}, "missing_glucose"),
+    ({"sgv": "absent"}, "missing_glucose"),
+    ({"sgv": 5}, "sensor_error_code"),
+    ({"sgv": 19.9}, "sensor_error_code"),
+    ({"sgv": 0}, "glucose_out_of_range"),
+    ({"sgv": -40}, "glucose_out_of_range"),
+    ({"sgv": 601}, "glucose_out_of_range"),
+    ({"sgv": "HIGH"}, "glucose_sentinel"),
+    ({"sgv": "low"}, "glucose_sentinel"),
+    ({"sgv": "NaN"}, "glucose_not_a_number"),
+    ({"sgv": "Infinity"}, "glucose_not_a_number"),
+    ({"sgv": {"a": 1}}, "glucose_not_a_number"),
+    ({"date": 4_070_908_800_000}, "timestamp_in_future"),
+    ({"date": int((NOW + timedelta(minutes=16)).timestamp() * 1000)}, "timestamp_in_future"),
+    ({"date": 0}, "timestamp_too_old"),
+    ({"date": -5}, "timestamp_too_old"),
+    ({"date": "absent"}, "unreadable_timestamp"),
+    ({"date": "tomorrow"}, "unreadable_timestamp"),
+    ({"type": "etc"}, "unknown_type"),
+    ({"type": "absent", "sgv": "absent"}, "unknown_type"),
+    ({"_id": "absent"}, "missing_id"),
+    ({"_id": 7}, "missing_id"),
+]
+NO_DOCUMENTS = ["[1, 2]", '"text"', "7", "null", '{"_id": "a", "sgv": 100, "device": "\\ud800"}']
+BOUNDS: list[float | str] = [20, 600, "142", 152.7]
 
 
-@pytest.mark.parametrize(
-    ("changes", "reason"),
-    [
-        ({"sgv": None}, "missing_glucose"),
-        ({"sgv": "absent"}, "missing_glucose"),
-        ({"sgv": 5}, "sensor_error_code"),
-        ({"sgv": 19.9}, "sensor_error_code"),
-        ({"sgv": 0}, "glucose_out_of_range"),
-        ({"sgv": -40}, "glucose_out_of_range"),
-        ({"sgv": 601}, "glucose_out_of_range"),
-        ({"sgv": "HIGH"}, "glucose_sentinel"),
-        ({"sgv": "low"}, "glucose_sentinel"),
-        ({"sgv": "NaN"}, "glucose_not_a_number"),
-        ({"sgv": "Infinity"}, "glucose_not_a_number"),
-        ({"sgv": {"a": 1}}, "glucose_not_a_number"),
-        ({"date": 4_070_908_800_000}, "timestamp_in_future"),
-        ({"date": int((NOW + timedelta(minutes=16)).timestamp() * 1000)}, "timestamp_in_future"),
-        ({"date": 0}, "timestamp_too_old"),
-        ({"date": -5}, "timestamp_too_old"),
-        ({"date": "absent"}, "unreadable_timestamp"),
-        ({"date": "tomorrow"}, "unreadable_timestamp"),
-        ({"type": "etc"}, "unknown_type"),
-        ({"type": "absent", "sgv": "absent"}, "unknown_type"),
-        ({"_id": "absent"}, "missing_id"),
-        ({"_id": 7}, "missing_id"),
-    ],
-)
-def test_what_is_no_reading_goes_to_quarantine_with_its_text(
-    settings: Settings, lake: Lake, changes: dict[str, Any], reason: str
-) -> None:
-    document = entry(1, **changes)
-    land(lake, 1, [document, entry(2)])
-    process_sites([SITE], settings, lake)
-    assert rows(settings, "quarantine_reason, document", "kind = 'quarantined'") == [(reason, document)]
-    assert rows(settings, "nightscout_id", "kind = 'sgv'") == [(f"{2:024x}",)]
+def case(first: int, place: int, **changes: Any) -> str:
+    """The document of one case; cases have numbers of their own, since they are processed together."""
+    return entry(first + place, **({"date": READING_MS} | changes))
 
 
-@pytest.mark.parametrize("document", ["[1, 2]", '"text"', "7", "null", '{"_id": "a", "sgv": 100, "device": "\\ud800"}'])
-def test_json_that_is_no_document_is_quarantined(settings: Settings, lake: Lake, document: str) -> None:
-    land(lake, 1, [document])
-    process_sites([SITE], settings, lake)
-    assert rows(settings, "quarantine_reason, document") == [("not_a_json_object", document)]
+@pytest.fixture(scope="module")
+def cases(tmp_path_factory: pytest.TempPathFactory) -> Settings:
+    """A lakehouse of all the cases, processed at once."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LAKEHOUSE_HOME", str(tmp_path_factory.mktemp("cases")))
+        settings = load_settings()
+        lake = Lake.open(settings)
+        documents = [case(100, place, **changes) for place, changes in enumerate(TIMES.values())]
+        documents += [case(200, place, **changes) for place, (changes, _) in enumerate(REFUSED)]
+        documents += NO_DOCUMENTS
+        documents += [case(300, place, sgv=sgv) for place, sgv in enumerate(BOUNDS)]
+        land(lake, 1, documents)
+        (report,) = process_sites([SITE], settings, lake)
+        assert report.documents == len(documents) == report.stored + report.duplicates + report.quarantined
+        assert report.quarantined == len(REFUSED) + len(NO_DOCUMENTS)
+    return settings
 
 
-@pytest.mark.parametrize("sgv", [20, 600, "142", 152.7])
-def test_values_at_the_bounds_and_as_text_are_readings(settings: Settings, lake: Lake, sgv: float | str) -> None:
-    land(lake, 1, [entry(1, sgv=sgv)])
-    process_sites([SITE], settings, lake)
-    assert rows(settings, "glucose_mg_dl") == [(float(sgv),)]
+def quoted(text: str) -> str:
+    return "'" + text.replace("'", "''") + "'"
+
+
+@pytest.mark.parametrize("name", TIMES)
+def test_time_is_understood_in_every_form(cases: Settings, name: str) -> None:
+    number = 100 + list(TIMES).index(name)
+    found = rows(cases, "kind, epoch_ms(reading_timestamp)", f"nightscout_id = '{number:024x}'")
+    assert found == [("sgv", READING_MS)]
+
+
+@pytest.mark.parametrize("place", range(len(REFUSED)), ids=lambda place: f"{REFUSED[place]}")
+def test_what_is_no_reading_goes_to_quarantine_with_its_text(cases: Settings, place: int) -> None:
+    changes, reason = REFUSED[place]
+    found = rows(cases, "kind, quarantine_reason", f"document = {quoted(case(200, place, **changes))}")
+    assert found == [("quarantined", reason)]
+
+
+@pytest.mark.parametrize("document", NO_DOCUMENTS)
+def test_json_that_is_no_document_is_quarantined(cases: Settings, document: str) -> None:
+    found = rows(cases, "kind, quarantine_reason", f"document = {quoted(document)}")
+    assert found == [("quarantined", "not_a_json_object")]
+
+
+@pytest.mark.parametrize("sgv", BOUNDS)
+def test_values_at_the_bounds_and_as_text_are_readings(cases: Settings, sgv: float | str) -> None:
+    found = rows(cases, "glucose_mg_dl", f"nightscout_id = '{300 + BOUNDS.index(sgv):024x}'")
+    assert found == [(float(sgv),)]
 
 
 def test_kinds_are_kept_apart(settings: Settings, lake: Lake) -> None:
@@ -278,12 +296,12 @@ _documents = st.lists(
         device=st.sampled_from(["a", "b", None]),
         isValid=st.sampled_from([True, False]),
     ),
-    max_size=6,
+    max_size=10,
 )
 
 
 @given(batches=st.lists(_documents, min_size=1, max_size=4))
-@hypothesis_settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@hypothesis_settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_step_by_step_equals_all_at_once_and_nothing_is_lost(
     batches: list[list[str]], tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
 ) -> None:

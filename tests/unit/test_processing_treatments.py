@@ -14,7 +14,7 @@ from nightscout_lakehouse.lib.lake import Lake
 from nightscout_lakehouse.lib.nightscout_client import documents_from_json
 from nightscout_lakehouse.lib.nightscout_collections import DEVICE_STATUS, PROFILES, TREATMENTS, Collection
 from nightscout_lakehouse.lib.processing import SiteProcessing, pending_batches, process_sites
-from nightscout_lakehouse.lib.settings import Settings
+from nightscout_lakehouse.lib.settings import Settings, load_settings
 from nightscout_lakehouse.lib.sites import Site
 from nightscout_lakehouse.lib.warehouse import connect, open_warehouse
 
@@ -48,109 +48,127 @@ def rows(settings: Settings, columns: str, where: str = "true", view: str = "tre
         return warehouse.execute(f"select {columns} from lake.nightscout_{view} where {where} order by all").fetchall()
 
 
-@pytest.mark.parametrize(
-    "fields",
-    [
-        pytest.param({"created_at": "2026-03-10T12:00:00.000Z"}, id="UTC as the server writes it"),
-        pytest.param({"created_at": "2026-03-10T12:00:00Z"}, id="without milliseconds"),
-        pytest.param({"created_at": "2026-03-10T12:00Z"}, id="without seconds"),
-        pytest.param({"created_at": "2026-03-10T14:00:00+02:00"}, id="with an offset"),
-        pytest.param({"created_at": "2026-03-10T07:00:00.000-0500"}, id="offset without colon"),
-        pytest.param({"created_at": "2026-03-10T14:00:00 +0200"}, id="offset after a blank"),
-        pytest.param({"created_at": "2026-03-10 12:00:00Z"}, id="blank for T"),
-        pytest.param({"created_at": "2026-03-10T13:00:00"}, id="without a zone: the site's"),
-        pytest.param({"created_at": "2026-03-10T14:00:00", "utcOffset": 120}, id="without a zone but utcOffset"),
-        pytest.param({"created_at": str(NOON_MS)}, id="epoch milliseconds as text"),
-        pytest.param({"created_at": NOON_MS}, id="epoch milliseconds"),
-        pytest.param({"created_at": str(NOON_MS // 1000)}, id="epoch seconds as text"),
-        pytest.param({"created_at": NOON_MS // 1000}, id="epoch seconds"),
-        pytest.param({"created_at": "Tue Mar 10 2026 14:00:00 GMT+0200 (CEST)"}, id="JavaScript's text"),
-        pytest.param({"created_at": "absent", "timestamp": "2026-03-10T12:00:00Z"}, id="timestamp as text"),
-        pytest.param({"created_at": "absent", "timestamp": NOON_MS}, id="timestamp as number"),
-        pytest.param({"created_at": None, "date": NOON_MS}, id="date of API v3"),
-        pytest.param({"created_at": "", "mills": NOON_MS}, id="mills"),
-        pytest.param({"created_at": "nonsense", "date": NOON_MS}, id="nonsense beside a date"),
-    ],
-)
-def test_time_is_understood_in_every_form(settings: Settings, lake: Lake, fields: dict[str, Any]) -> None:
-    process(settings, lake, [treatment(1, **fields)])
-    assert rows(settings, "kind, month, treatment_timestamp") == [("treatment", "2026-03", NOON)]
+# What is sent, by how its time is written; all are of NOON.
+TIMES: dict[str, dict[str, Any]] = {
+    "UTC as the server writes it": {"created_at": "2026-03-10T12:00:00.000Z"},
+    "without milliseconds": {"created_at": "2026-03-10T12:00:00Z"},
+    "without seconds": {"created_at": "2026-03-10T12:00Z"},
+    "with an offset": {"created_at": "2026-03-10T14:00:00+02:00"},
+    "offset without colon": {"created_at": "2026-03-10T07:00:00.000-0500"},
+    "offset after a blank": {"created_at": "2026-03-10T14:00:00 +0200"},
+    "blank for T": {"created_at": "2026-03-10 12:00:00Z"},
+    "without a zone: the site's": {"created_at": "2026-03-10T13:00:00"},
+    "without a zone but utcOffset": {"created_at": "2026-03-10T14:00:00", "utcOffset": 120},
+    "epoch milliseconds as text": {"created_at": str(NOON_MS)},
+    "epoch milliseconds": {"created_at": NOON_MS},
+    "epoch seconds as text": {"created_at": str(NOON_MS // 1000)},
+    "epoch seconds": {"created_at": NOON_MS // 1000},
+    "JavaScript's text": {"created_at": "Tue Mar 10 2026 14:00:00 GMT+0200 (CEST)"},
+    "timestamp as text": {"created_at": "absent", "timestamp": "2026-03-10T12:00:00Z"},
+    "timestamp as number": {"created_at": "absent", "timestamp": NOON_MS},
+    "date of API v3": {"created_at": None, "date": NOON_MS},
+    "mills": {"created_at": "", "mills": NOON_MS},
+    "nonsense beside a date": {"created_at": "nonsense", "date": NOON_MS},
+}
+TYPED: list[tuple[dict[str, Any], str, Any]] = [
+    ({"insulin": 4.5}, "insulin_units", 4.5),
+    ({"insulin": "4.5"}, "insulin_units", 4.5),
+    ({"insulin": ""}, "insulin_units", None),
+    ({"insulin": None}, "insulin_units", None),
+    ({"carbs": -10}, "carbs_g", -10.0),
+    ({"carbs": 45, "protein": 20, "fat": "15"}, "[carbs_g, protein_g, fat_g]", [45.0, 20.0, 15.0]),
+    ({"eventType": "Temp Basal", "absolute": 0, "rate": 0}, "rate_units_per_hour", 0.0),
+    ({"eventType": "Temp Basal", "rate": 1.2}, "rate_units_per_hour", 1.2),
+    ({"eventType": "Temp Basal", "percent": -100}, "rate_percent", -100.0),
+    ({"duration": 29, "durationInMilliseconds": 1_770_000}, "duration_minutes", 29.5),
+    ({"duration": 10, "durationInMilliseconds": 1_770_000}, "duration_minutes", 10.0),
+    ({"durationInMilliseconds": 60_000}, "duration_minutes", 1.0),
+    ({"duration": 0}, "duration_minutes", 0.0),
+    ({"isSMB": True}, "is_automatic", True),
+    ({"isSMB": False, "automatic": True}, "is_automatic", True),
+    ({"type": "SMB"}, "is_automatic", True),
+    ({"isSMB": False}, "is_automatic", False),
+    ({}, "is_automatic", None),
+    ({"splitNow": "60", "splitExt": "40", "relative": 0.8}, "[split_now_pct, split_ext_pct]", [60.0, 40.0]),
+    ({"preBolus": 15}, "pre_bolus_minutes", 15.0),
+    ({"profile": "Sport", "percentage": 80, "timeshift": -1}, "profile_timeshift_hours", -1.0),
+    ({"targetTop": 140, "targetBottom": 130, "units": "mg/dl"}, "[target_low, target_high]", [130.0, 140.0]),
+    ({"targetTop": 8, "units": "mmol"}, "target_high", 8 * 18.01559),
+    # Nightscout's own form converts the targets and leaves the units as they were.
+    ({"targetTop": 144.1, "units": "mmol"}, "target_high", 144.1),
+    ({"targetTop": 8}, "target_high", None),
+    ({"targetTop": ""}, "target_high", None),
+    ({"glucose": 6.5, "units": "mmol/l"}, "glucose", 6.5 * 18.01559),
+    ({"glucose": "120", "units": "mg/dl"}, "glucose", 120.0),
+    ({"glucose": 120}, "glucose", 120.0),
+    ({"glucose": 6.5, "units": "mg/dl"}, "glucose", None),
+    ({"eventType": "  "}, "event_type", None),
+    ({"eventType": "Something new"}, "event_type", "Something new"),
+    ({"created_at": "2026-03-10T07:00:00-05:00"}, "utc_offset_minutes", -300),
+    ({"utcOffset": 60}, "utc_offset_minutes", 60),
+    ({"notes": "a\u0000b"}, "notes", "ab"),
+    ({"isValid": False}, "is_deleted", True),
+]
+REFUSED: list[tuple[Any, str]] = [
+    ({"insulin": "many"}, "insulin_not_a_number"),
+    ({"insulin": "4,5"}, "insulin_not_a_number"),
+    ({"insulin": -1}, "insulin_out_of_range"),
+    ({"insulin": 400}, "insulin_out_of_range"),
+    ({"carbs": "x"}, "carbs_not_a_number"),
+    ({"carbs": 5000}, "carbs_out_of_range"),
+    ({"absolute": "fast"}, "rate_not_a_number"),
+    ({"absolute": 500}, "rate_out_of_range"),
+    ({"duration": "long"}, "duration_not_a_number"),
+    ({"duration": -5}, "duration_out_of_range"),
+    ({"created_at": "yesterday"}, "unreadable_timestamp"),
+    ({"created_at": "1970-01-01T00:00:00.000Z"}, "timestamp_too_old"),
+    ({"created_at": "2026-03-17T00:00:00.000Z"}, "timestamp_in_future"),
+    ({"_id": "absent"}, "missing_id"),
+    ([1, 2], "not_a_json_object"),
+]
 
 
-@pytest.mark.parametrize(
-    ("fields", "column", "expected"),
-    [
-        ({"insulin": 4.5}, "insulin_units", 4.5),
-        ({"insulin": "4.5"}, "insulin_units", 4.5),
-        ({"insulin": ""}, "insulin_units", None),
-        ({"insulin": None}, "insulin_units", None),
-        ({"carbs": -10}, "carbs_g", -10.0),
-        ({"carbs": 45, "protein": 20, "fat": "15"}, "[carbs_g, protein_g, fat_g]", [45.0, 20.0, 15.0]),
-        ({"eventType": "Temp Basal", "absolute": 0, "rate": 0}, "rate_units_per_hour", 0.0),
-        ({"eventType": "Temp Basal", "rate": 1.2}, "rate_units_per_hour", 1.2),
-        ({"eventType": "Temp Basal", "percent": -100}, "rate_percent", -100.0),
-        ({"duration": 29, "durationInMilliseconds": 1_770_000}, "duration_minutes", 29.5),
-        ({"duration": 10, "durationInMilliseconds": 1_770_000}, "duration_minutes", 10.0),
-        ({"durationInMilliseconds": 60_000}, "duration_minutes", 1.0),
-        ({"duration": 0}, "duration_minutes", 0.0),
-        ({"isSMB": True}, "is_automatic", True),
-        ({"isSMB": False, "automatic": True}, "is_automatic", True),
-        ({"type": "SMB"}, "is_automatic", True),
-        ({"isSMB": False}, "is_automatic", False),
-        ({}, "is_automatic", None),
-        ({"splitNow": "60", "splitExt": "40", "relative": 0.8}, "[split_now_pct, split_ext_pct]", [60.0, 40.0]),
-        ({"preBolus": 15}, "pre_bolus_minutes", 15.0),
-        ({"profile": "Sport", "percentage": 80, "timeshift": -1}, "profile_timeshift_hours", -1.0),
-        ({"targetTop": 140, "targetBottom": 130, "units": "mg/dl"}, "[target_low, target_high]", [130.0, 140.0]),
-        ({"targetTop": 8, "units": "mmol"}, "target_high", 8 * 18.01559),
-        # Nightscout's own form converts the targets and leaves the units as they were.
-        ({"targetTop": 144.1, "units": "mmol"}, "target_high", 144.1),
-        ({"targetTop": 8}, "target_high", None),
-        ({"targetTop": ""}, "target_high", None),
-        ({"glucose": 6.5, "units": "mmol/l"}, "glucose", 6.5 * 18.01559),
-        ({"glucose": "120", "units": "mg/dl"}, "glucose", 120.0),
-        ({"glucose": 120}, "glucose", 120.0),
-        ({"glucose": 6.5, "units": "mg/dl"}, "glucose", None),
-        ({"eventType": "  "}, "event_type", None),
-        ({"eventType": "Something new"}, "event_type", "Something new"),
-        ({"created_at": "2026-03-10T07:00:00-05:00"}, "utc_offset_minutes", -300),
-        ({"utcOffset": 60}, "utc_offset_minutes", 60),
-        ({"notes": "a\u0000b"}, "notes", "ab"),
-        ({"isValid": False}, "is_deleted", True),
-    ],
-)
-def test_fields_are_typed(settings: Settings, lake: Lake, fields: dict[str, Any], column: str, expected: Any) -> None:
-    process(settings, lake, [treatment(1, **fields)])
-    ((kind, value, document),) = rows(settings, f"kind, {column}, document")
+def refused(place: int) -> Any:
+    fields = REFUSED[place][0]
+    return treatment(300 + place, **fields) if isinstance(fields, dict) else fields
+
+
+@pytest.fixture(scope="module")
+def cases(tmp_path_factory: pytest.TempPathFactory) -> Settings:
+    """A lakehouse of all the cases, each with a number of its own, processed at once."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LAKEHOUSE_HOME", str(tmp_path_factory.mktemp("cases")))
+        settings = load_settings()
+        documents = [treatment(100 + place, **fields) for place, fields in enumerate(TIMES.values())]
+        documents += [treatment(200 + place, **fields) for place, (fields, *_) in enumerate(TYPED)]
+        documents += [refused(place) for place in range(len(REFUSED))]
+        report = process(settings, Lake.open(settings), documents)
+        assert report.stored + report.duplicates == len(TIMES) + len(TYPED)
+        assert report.quarantined == len(REFUSED)
+    return settings
+
+
+@pytest.mark.parametrize("name", TIMES)
+def test_time_is_understood_in_every_form(cases: Settings, name: str) -> None:
+    number = 100 + list(TIMES).index(name)
+    found = rows(cases, "kind, month, treatment_timestamp", f"nightscout_id = '{number:024x}'")
+    assert found == [("treatment", "2026-03", NOON)]
+
+
+@pytest.mark.parametrize("place", range(len(TYPED)), ids=lambda place: f"{TYPED[place]}")
+def test_fields_are_typed(cases: Settings, place: int) -> None:
+    fields, column, expected = TYPED[place]
+    number = 200 + place
+    ((kind, value, document),) = rows(cases, f"kind, {column}, document", f"nightscout_id = '{number:024x}'")
     assert kind == "treatment"
     assert value == expected
-    assert json.loads(document) == treatment(1, **fields)
+    assert json.loads(document) == treatment(number, **fields)
 
 
-@pytest.mark.parametrize(
-    ("document", "reason"),
-    [
-        (treatment(1, insulin="many"), "insulin_not_a_number"),
-        (treatment(1, insulin="4,5"), "insulin_not_a_number"),
-        (treatment(1, insulin=-1), "insulin_out_of_range"),
-        (treatment(1, insulin=400), "insulin_out_of_range"),
-        (treatment(1, carbs="x"), "carbs_not_a_number"),
-        (treatment(1, carbs=5000), "carbs_out_of_range"),
-        (treatment(1, absolute="fast"), "rate_not_a_number"),
-        (treatment(1, absolute=500), "rate_out_of_range"),
-        (treatment(1, duration="long"), "duration_not_a_number"),
-        (treatment(1, duration=-5), "duration_out_of_range"),
-        (treatment(1, created_at="yesterday"), "unreadable_timestamp"),
-        (treatment(1, created_at="1970-01-01T00:00:00.000Z"), "timestamp_too_old"),
-        (treatment(1, created_at="2026-03-17T00:00:00.000Z"), "timestamp_in_future"),
-        (treatment(1, _id="absent"), "missing_id"),
-        ([1, 2], "not_a_json_object"),
-    ],
-)
-def test_what_is_refused_is_kept_with_its_reason(settings: Settings, lake: Lake, document: Any, reason: str) -> None:
-    report = process(settings, lake, [document, treatment(2)])
-    assert (report.stored, report.quarantined) == (1, 1)
-    assert rows(settings, "quarantine_reason, document", "kind = 'quarantined'") == [(reason, json.dumps(document))]
+@pytest.mark.parametrize("place", range(len(REFUSED)), ids=lambda place: f"{REFUSED[place]}")
+def test_what_is_refused_is_kept_with_its_reason(cases: Settings, place: int) -> None:
+    found = rows(cases, "kind, quarantine_reason", f"document = '{json.dumps(refused(place))}'")
+    assert found == [("quarantined", REFUSED[place][1])]
 
 
 def test_carbohydrates_of_a_pre_bolus_may_lie_ahead(settings: Settings, lake: Lake) -> None:

@@ -44,6 +44,9 @@ _PARSED_SUFFIXES = {".sql", ".yml", ".yaml", ".md"}
 # What dbt has parsed in this process for each target, with the database and the files that it holds for.
 _PARSED: dict[Target, tuple[tuple[str, str], "Manifest"]] = {}
 
+# The manifests that were read or made in this process, by the fingerprint of the project.
+_MANIFESTS: dict[str, Mapping[str, Any]] = {}
+
 
 @dataclass(frozen=True)
 class DbtNodeResult:
@@ -127,6 +130,12 @@ class DbtProject:
                 older.unlink(missing_ok=True)
         return manifest
 
+    def _manifest(self) -> Mapping[str, Any]:
+        fingerprint = _fingerprint()
+        if fingerprint not in _MANIFESTS:
+            _MANIFESTS[fingerprint] = json.loads(self.prepare_manifest().read_bytes())
+        return _MANIFESTS[fingerprint]
+
     def build(
         self, target: Target, select: Sequence[str], *, full_refresh: bool = False, data_tests: bool = True
     ) -> DbtBuildResult:
@@ -148,7 +157,7 @@ class DbtProject:
         arguments += ["--select", *select]
         if target == "postgres":
             return self._invoke(target, arguments)
-        manifest = json.loads(self.prepare_manifest().read_bytes())
+        manifest = self._manifest()
         versions = model_versions(manifest)
         with open_warehouse(self._settings) as warehouse:
             outdated = outdated_models(warehouse, versions)
@@ -179,7 +188,7 @@ class DbtProject:
         Raises:
             DbtError: As `build` does.
         """
-        all_versions = model_versions(json.loads(self.prepare_manifest().read_bytes()))
+        all_versions = model_versions(self._manifest())
         versions = {name: all_versions[name] for name in models}
         selection = f"{target}: {', '.join(sorted(models))}"
         with open_warehouse(self._settings) as warehouse:
@@ -201,7 +210,7 @@ class DbtProject:
             DbtError: A test of severity error failed; the result is attached. What failed is looked at again at every
                 tick until it is mended.
         """
-        manifest = json.loads(self.prepare_manifest().read_bytes())
+        manifest = self._manifest()
         if full:
             with open_warehouse(self._settings) as warehouse:
                 forget_checks(warehouse)
@@ -293,6 +302,8 @@ class DbtProject:
             *("--target", target, "--target-path", str(self._target_dir(target))),
             # All goes to the log file, nothing to the terminal.
             *("--log-path", str(self._settings.dbt_dir / "logs"), "--log-level", "none", "--no-use-colors"),
+            # Only lineage reads the artefacts; to write them costs as much as building some models.
+            "--no-write-json" if self._settings.openlineage_disabled else "--write-json",
         ]
 
     def _environment(self, target: Target) -> Mapping[str, str]:

@@ -15,7 +15,7 @@ from nightscout_lakehouse.lib.clinical.duckdb_functions import functions_version
 
 
 def model_versions(manifest: Mapping[str, Any]) -> dict[str, str]:
-    """The version of each model: a hash of its code, of all macros and SQL functions, and of what it selects from.
+    """The version of each model: a hash of its code and contract, of all macros and SQL functions, and of its parents.
 
     Args:
         manifest: dbt's `manifest.json`.
@@ -29,6 +29,7 @@ def model_versions(manifest: Mapping[str, Any]) -> dict[str, str]:
         parents = sorted(parent for parent in models[key]["depends_on"]["nodes"] if parent in models)
         parts = [
             models[key]["checksum"]["checksum"],
+            models[key]["contract"]["checksum"] or "",
             functions_version(),
             *macros,
             *(version(parent) for parent in parents),
@@ -53,11 +54,13 @@ def outdated_models(warehouse: duckdb.DuckDBPyConnection, versions: Mapping[str,
 
 def record_versions(warehouse: duckdb.DuckDBPyConnection, versions: Mapping[str, str]) -> None:
     """Keep with which version these models' tables have been built."""
-    for item in versions.items():
-        warehouse.execute(
-            "insert into ops.model_versions values (?, ?) on conflict (model) do update set version = excluded.version",
-            list(item),
-        )
+    warehouse.execute(
+        """
+        insert into ops.model_versions select unnest(?), unnest(?)
+        on conflict (model) do update set version = excluded.version
+        """,
+        [list(versions), list(versions.values())],
+    )
 
 
 def built_state(warehouse: duckdb.DuckDBPyConnection, versions: Mapping[str, str], position: str) -> str:

@@ -244,10 +244,11 @@ def open_to_read(settings: Settings) -> duckdb.DuckDBPyConnection:
 
 def _name_collections(warehouse: duckdb.DuckDBPyConnection) -> None:
     """Bring a warehouse of the time when entries were the only collection to the present shape, without loss."""
-    columns = warehouse.execute(
-        "select column_name from duckdb_columns() where schema_name = 'ops' and table_name = 'batches'"
-    ).fetchall()
-    if not columns or ("collection",) in columns:
+    try:
+        columns = [row[0] for row in warehouse.execute("describe ops.batches").fetchall()]
+    except duckdb.CatalogException:
+        return
+    if "collection" in columns:
         return
     warehouse.begin()
     warehouse.execute("create or replace temp table old_batches as from ops.batches")
