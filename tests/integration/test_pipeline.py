@@ -37,7 +37,7 @@ pytestmark = [pytest.mark.e2e, pytest.mark.postgres]
 @pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[DemoServer]:
     options = DemoOptions(default_roles="denied", tokens={TOKEN: "readable"})
-    with DemoServer(DemoStore.of(Person(seed=3), days=45), options) as running:
+    with DemoServer(DemoStore.of(Person(seed=3), days=DAYS), options) as running:
         monkeypatch.setenv("NIGHTSCOUT_URL", running.url)
         monkeypatch.setenv("NIGHTSCOUT_TOKEN", TOKEN)
         for name in ("DAGSTER_HOME", "LAKEHOUSE_HOME"):
