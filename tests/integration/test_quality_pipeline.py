@@ -214,7 +214,9 @@ def test_what_is_critical_stops_and_the_marts_keep_the_last_good_state(
     assert not stopped.success
     assert_one_line(stopped, "category_follows_from_the_value")
     assert len(stopped.errors) == 1
-    assert {"processed_nightscout_entries", "int_glucose_enriched", "validate_glucose_enriched"} <= set(stopped.metadata)
+    assert {"processed_nightscout_entries", "int_glucose_enriched", "validate_glucose_enriched"} <= set(
+        stopped.metadata
+    )
     assert stopped.metadata["validate_glucose_enriched"]["failed_critical"] == 1
     assert not {"fact_glucose_readings", "published_fact_glucose_readings"} & set(stopped.metadata)
     assert marts(settings) == good
