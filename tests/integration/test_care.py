@@ -79,12 +79,14 @@ def figures(site: str) -> list[dict[str, Any]]:
         ("select * from mart_meals where site = '{}' order by meal_id", "--marts"),
     )
     found: list[dict[str, Any]] = []
-    for query, *options in queries:
-        result = lakehouse("sql", query.format(site), *options, "--format", "json")
-        assert result.exit_code == 0, result.output
-        rows = json.loads(result.stdout)
-        assert rows or site == PERSON, query
-        found += rows
+    # Each command would start the embedded Postgres and stop it again.
+    with serving_database(load_settings()):
+        for query, *options in queries:
+            result = lakehouse("sql", query.format(site), *options, "--format", "json")
+            assert result.exit_code == 0, result.output
+            rows = json.loads(result.stdout)
+            assert rows or site == PERSON, query
+            found += rows
     return found
 
 

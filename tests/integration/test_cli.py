@@ -27,6 +27,8 @@ from typer.testing import CliRunner
 
 from nightscout_lakehouse.cli import app
 from nightscout_lakehouse.demo import DemoOptions, DemoServer, DemoStore, Person
+from nightscout_lakehouse.lib.serving import serving_database
+from nightscout_lakehouse.lib.settings import load_settings
 
 pytestmark = [pytest.mark.e2e, pytest.mark.postgres]
 
@@ -118,7 +120,10 @@ def shared() -> Iterator[Shared]:
         patch.setenv("DAGSTER_HOME", "")
         patch.setenv("NIGHTSCOUT_URL", server.url)
         patch.setenv("NIGHTSCOUT_TOKEN", TOKEN)
-        yield Shared(home, server.url, store, lakehouse("run"))
+        first_run = lakehouse("run")
+        # Each command would start the embedded Postgres and stop it again.
+        with serving_database(load_settings()):
+            yield Shared(home, server.url, store, first_run)
     next(folder, None)
 
 
@@ -199,8 +204,16 @@ def test_nothing_else_is_lost_and_a_number_as_text_is_a_reading(site: Shared) ->
     assert counts["readings"] == counts["enriched"] > 5000
 
 
-def test_a_second_run_fetches_a_fraction_and_stores_nothing_twice(site: Shared) -> None:
+def test_after_a_run_that_fails_another_fetches_a_fraction_and_stores_nothing_twice(
+    site: Shared, monkeypatch: pytest.MonkeyPatch
+) -> None:
     before = rows("select count(*) as n from lake.nightscout_entries")
+    figures = "select * from curated.dim_glucose_date order by reading_date"
+    figures_before = rows(figures)
+    with monkeypatch.context() as patch:
+        failing_run(patch)
+    assert rows("select count(*) as n from lake.nightscout_entries") == before
+    assert rows(figures) == figures_before
     result = lakehouse("run")
     assert result.exit_code == 0, result.output
     (line,) = [line for line in result.stdout.splitlines() if line.startswith("default ")]
@@ -210,8 +223,21 @@ def test_a_second_run_fetches_a_fraction_and_stores_nothing_twice(site: Shared) 
     assert rows("select count(*) as n from lake.nightscout_entries")[0]["n"] - before[0]["n"] <= 3
 
 
-def test_an_empty_site_and_one_with_a_single_reading_are_fine(own: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def failing_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run in whose middle the server breaks off."""
+    broken = ScriptedServer()
+    broken.answers = [send(200, '[{"_id": "a", "sg')]
+    broken.start()
+    monkeypatch.setenv("NIGHTSCOUT_URL", broken.url)
+    assert lakehouse("run").exit_code == 1
+    broken.stop()
+
+
+def test_an_empty_site_then_one_that_fails_beside_one_with_a_single_reading(
+    own: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     store = DemoStore()
+    monkeypatch.setenv("NIGHTSCOUT_SITE", "good")
     with DemoServer(store) as server:
         monkeypatch.setenv("NIGHTSCOUT_URL", server.url)
         empty = lakehouse("run")
@@ -219,12 +245,36 @@ def test_an_empty_site_and_one_with_a_single_reading_are_fine(own: Path, monkeyp
         assert "no readings" in empty.stdout
         assert "No new reading on any site." in empty.stdout
         assert rows("select count(*) as n from mart_glucose_overview", "--marts") == [{"n": 0}]
+
+        # What comes after a run that failed is stored, and of two sites the one that can be read.
+        with monkeypatch.context() as patch:
+            failing_run(patch)
         store.put(document(1, 5))
-        single = lakehouse("run")
-        assert single.exit_code == 0, single.output
-        assert "100.0" in single.stdout
-        assert "No new reading" not in single.stdout
-        assert rows("select glucose_mg_dl from mart_glucose_current", "--marts") == [{"glucose_mg_dl": 120.0}]
+        monkeypatch.delenv("NIGHTSCOUT_URL")
+        sites = [("good", server.url), ("gone", "http://127.0.0.1:9")]
+        (tmp_path / "sites.toml").write_text(
+            "\n".join(f'[[sites]]\nname = "{name}"\nurl = "{url}"\ntimezone = "UTC"' for name, url in sites)
+        )
+        result = lakehouse("run")
+        check = lakehouse("sites", "check")
+        (tmp_path / "sites.toml").unlink()
+        assert result.exit_code == check.exit_code == 1
+        assert "Site gone: http://127.0.0.1:9 gave no usable answer" in result.stderr
+        assert "Site good" not in result.stderr
+        assert re.search(r"^good +1 +1 +0 ", result.stdout, re.M)
+        assert "100.0" in result.stdout
+        assert "No new reading" not in result.stdout
+        assert re.search(r"^good .* 15\.0\.7 ", check.stdout, re.M)
+        assert re.search(r"^gone ", check.stdout, re.M)
+        assert "the connection was refused" in " ".join(check.stdout.split())
+        assert rows("select site, reading_count from curated.dim_site order by site") == [
+            {"site": "gone", "reading_count": 0},
+            {"site": "good", "reading_count": 1},
+        ]
+        assert rows("select glucose_mg_dl from mart_glucose_current where site = 'good'", "--marts") == [
+            {"glucose_mg_dl": 120.0}
+        ]
+        assert rows("select count(*) as n from mart_glucose_recent", "--marts") == [{"n": 1}]
 
 
 HTML = "<!doctype html><title>Log in</title>"
@@ -253,48 +303,6 @@ def test_a_server_that_answers_wrongly_is_named_with_the_reason(
     assert result.exit_code == 1
     assert message in result.stderr
     assert "Site default" in result.stderr
-
-
-def test_a_failure_in_between_loses_nothing(own: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    store = DemoStore([document(number, number * 5 + 1) for number in range(50)])
-    with DemoServer(store) as server:
-        monkeypatch.setenv("NIGHTSCOUT_URL", server.url)
-        assert lakehouse("run").exit_code == 0
-        broken = ScriptedServer()
-        broken.answers = [send(200, '[{"_id": "a", "sg')]
-        broken.start()
-        monkeypatch.setenv("NIGHTSCOUT_URL", broken.url)
-        assert lakehouse("run").exit_code == 1
-        broken.stop()
-        assert rows("select count(*) as n from curated.fact_glucose_readings") == [{"n": 50}]
-        store.put(document(50, 0.5))
-        monkeypatch.setenv("NIGHTSCOUT_URL", server.url)
-        assert lakehouse("run").exit_code == 0
-    assert rows("select count(*) as n from curated.fact_glucose_readings") == [{"n": 51}]
-    assert rows("select count(*) as n from mart_glucose_recent", "--marts") == [{"n": 51}]
-
-
-def test_one_site_that_fails_is_said_and_the_other_is_stored(
-    own: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    with DemoServer(DemoStore([document(1, 5)])) as server:
-        sites = [("good", server.url), ("gone", "http://127.0.0.1:9")]
-        (tmp_path / "sites.toml").write_text(
-            "\n".join(f'[[sites]]\nname = "{name}"\nurl = "{url}"\ntimezone = "UTC"' for name, url in sites)
-        )
-        result = lakehouse("run")
-        check = lakehouse("sites", "check")
-    assert result.exit_code == check.exit_code == 1
-    assert "Site gone: http://127.0.0.1:9 gave no usable answer" in result.stderr
-    assert "Site good" not in result.stderr
-    assert re.search(r"^good +1 +1 +0 ", result.stdout, re.M)
-    assert re.search(r"^good .* 15\.0\.7 ", check.stdout, re.M)
-    assert re.search(r"^gone ", check.stdout, re.M)
-    assert "the connection was refused" in " ".join(check.stdout.split())
-    assert rows("select site, reading_count from curated.dim_site order by site") == [
-        {"site": "gone", "reading_count": 0},
-        {"site": "good", "reading_count": 1},
-    ]
 
 
 @pytest.mark.parametrize(

@@ -27,14 +27,19 @@ def specs(defs: dg.Definitions) -> dict[str, dg.AssetSpec]:
 
 
 def test_dagster_finds_them_valid_and_nothing_deprecated() -> None:
-    command = ["definitions", "validate", "--module-name", "nightscout_lakehouse.definitions", "--log-level", "warning"]
+    # As the command `dagster definitions validate` does, without a second process that serves them.
+    code = (
+        "import dagster\n"
+        "from nightscout_lakehouse.definitions import defs\n"
+        "dagster.Definitions.validate_loadable(defs)\n"
+    )
     validated = subprocess.run(
-        [sys.executable, "-m", "dagster", *command], capture_output=True, text=True, check=False, timeout=200
+        [sys.executable, "-W", "default", "-c", code], capture_output=True, text=True, check=False, timeout=200
     )
     assert validated.returncode == 0, validated.stderr
-    warnings = [line for line in validated.stderr.splitlines() if "Warning" in line]
-    # The command itself has a successor in another package, and says so.
-    assert [line for line in warnings if "definitions_validate_command" not in line] == []
+    # What libraries import of each other is theirs.
+    warnings = [line for line in validated.stderr.splitlines() if "Warning" in line and "sqlglotrs" not in line]
+    assert warnings == []
 
 
 @pytest.mark.parametrize(
