@@ -8,7 +8,7 @@ from pathlib import Path
 import lineage_events
 import pytest
 from click.testing import Result
-from test_faults import CURATED, NOW, documents
+from test_faults import MODELS, NOW, documents
 from typer.testing import CliRunner
 
 from nightscout_lakehouse.cli import app
@@ -66,7 +66,7 @@ def test_a_table_and_an_exit_code(
     monkeypatch.setenv("DAGSTER_HOME", "")
     assert "The models are not built yet. Run `make run` first." in lakehouse("validate").stderr
     arrive(settings, lake, 1, documents())
-    DbtProject(settings).build("duckdb", CURATED, data_tests=False)
+    DbtProject(settings).build("duckdb", MODELS, data_tests=False)
 
     touched = lakehouse("validate")
     assert touched.exit_code == 0, touched.output

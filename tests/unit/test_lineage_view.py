@@ -140,7 +140,12 @@ def test_a_file_that_holds_something_else_is_named(folder: Path, monkeypatch: py
         list(EventLog(folder).events())
 
 
-@pytest.mark.parametrize("content", [b"", b"no gzip at all, but long enough", gzip.compress(b"x" * 10_000)[:-30]])
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"no gzip at all, but long enough", gzip.compress(b"x" * 10_000)[:-30]],
+    # gzip writes the second into what it makes, and test processes are to agree on the names of the tests.
+    ids=["empty", "no gzip", "cut off"],
+)
 def test_a_damaged_old_file_is_named(folder: Path, content: bytes) -> None:
     write_file(made.pipeline_run(0), folder / "events.ndjson")
     (folder / "events-20261125T1.ndjson.gz").write_bytes(content)
