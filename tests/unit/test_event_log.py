@@ -110,3 +110,14 @@ def test_a_deleted_run_leaves_no_file(instance: dg.DagsterInstance, settings: Se
     assert [path.name for path in settings.dagster_home.rglob(f"*{deleted}*.db*")] == []
     assert told(instance, deleted) == []
     assert len(told(instance, kept)) > 5
+
+
+def test_a_run_that_is_deleted_while_it_runs_can_go_on(instance: dg.DagsterInstance, settings: Settings) -> None:
+    deleted = run(instance)
+    event = instance.all_logs(deleted)[0]
+    with dg.DagsterInstance.get() as other:
+        assert len(other.all_logs(deleted)) > 5
+        other.delete_run(deleted)
+        assert instance.all_logs(deleted) == []
+        storage_of(instance).store_event(event)
+        assert len(other.all_logs(deleted)) == len(instance.all_logs(deleted)) == 1

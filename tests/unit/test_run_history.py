@@ -8,6 +8,8 @@ import dagster as dg
 import pytest
 from dagster._core.storage.event_log import SqlEventLogStorage
 from dagster._core.storage.event_log.schema import AssetCheckExecutionsTable, SqlEventLogStorageTable
+from dagster._core.storage.tags import REPOSITORY_LABEL_TAG
+from dagster._core.test_utils import create_run_for_test
 from sqlalchemy import func, select
 
 from nightscout_lakehouse.defs import run_history
@@ -39,8 +41,10 @@ def instance(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> Iterator[dg
         yield opened
 
 
-def run(instance: dg.DagsterInstance, asset: dg.AssetsDefinition = counted) -> str:
-    return dg.materialize([asset], instance=instance, raise_on_error=False).run_id
+def run(instance: dg.DagsterInstance, asset: dg.AssetsDefinition = counted, job: str = "nightscout_pipeline") -> str:
+    jobs = [dg.define_asset_job(job)]
+    definitions = dg.Definitions(assets=[asset], jobs=jobs, resources={"lakehouse": LakehouseResource()})
+    return definitions.resolve_job_def(job).execute_in_process(instance=instance, raise_on_error=False).run_id
 
 
 def rows(instance: dg.DagsterInstance) -> tuple[int, int]:
@@ -75,6 +79,29 @@ def test_what_is_old_goes_with_all_its_files_and_what_is_known_stays(
     assert result.run_id == ran[-1]
 
 
+def test_the_runs_of_others_in_the_same_dagster_stay(instance: dg.DagsterInstance) -> None:
+    label, later = "__repository__@nightscout_lakehouse.definitions", datetime.now(UTC) + timedelta(days=9)
+    done = dg.DagsterRunStatus.SUCCESS
+    of_others = [
+        run(instance, job="their_pipeline"),
+        create_run_for_test(instance, job_name="__ASSET_JOB", status=done).run_id,
+        create_run_for_test(instance, job_name="__ASSET_JOB", status=done, tags={REPOSITORY_LABEL_TAG: "x"}).run_id,
+    ]
+    by_hand = create_run_for_test(instance, job_name="__ASSET_JOB", status=done, tags={REPOSITORY_LABEL_TAG: label})
+    run(instance)
+    # A command does not know what the UI calls us.
+    assert forget_old_runs(instance, 3, later) == 1
+    assert by_hand.run_id in {each.run_id for each in instance.get_runs()}
+    assert forget_old_runs(instance, 3, later, label) == 1
+    assert {each.run_id for each in instance.get_runs()} == set(of_others)
+
+
+def test_our_jobs_are_those_of_the_definitions() -> None:
+    from nightscout_lakehouse.definitions import defs
+
+    assert {job.name for job in defs.jobs or ()} == set(run_history.JOBS)
+
+
 def test_a_failed_run_stays_ten_times_as_long(instance: dg.DagsterInstance) -> None:
     now, failed = datetime.now(UTC), run(instance, failing)
     assert forget_old_runs(instance, 3, now + timedelta(days=29)) == 0
@@ -101,18 +128,17 @@ def test_every_run_of_the_lakehouse_does_so(instance: dg.DagsterInstance, monkey
     monkeypatch.setenv("LAKEHOUSE_RUN_HISTORY_DAYS", "0.5")
     asked: list[float] = []
 
-    def forget(instance: dg.DagsterInstance, keep_days: float, now: datetime) -> int:
+    def forget(instance: dg.DagsterInstance, keep_days: float, now: datetime, repository: str) -> int:
         asked.append(keep_days)
-        return forget_old_runs(instance, keep_days, now + timedelta(days=1))
+        return forget_old_runs(instance, keep_days, now + timedelta(days=1), repository)
 
     monkeypatch.setattr("nightscout_lakehouse.defs.resources.forget_old_runs", forget)
-    old = run(instance)
-    result = dg.materialize([looked], instance=instance, resources={"lakehouse": LakehouseResource()})
-    assert result.success
+    run(instance)
+    looking = run(instance, looked)
     assert asked == [0.5]
     # Not the run itself, which has not ended.
-    assert [each.run_id for each in instance.get_runs()] == [result.run_id]
-    assert old != result.run_id
+    (left,) = instance.get_runs()
+    assert (left.run_id, left.status) == (looking, dg.DagsterRunStatus.SUCCESS)
 
 
 def test_a_history_that_cannot_be_written_does_not_fail_the_run(
@@ -129,5 +155,7 @@ def test_a_history_that_cannot_be_written_does_not_fail_the_run(
     monkeypatch.setenv("LAKEHOUSE_RUN_HISTORY_DAYS", "0.1")
     monkeypatch.setattr(run_history, "timedelta", lambda days: timedelta(days=-days))
     monkeypatch.setattr(type(instance), "delete_run", lambda self, run_id: refuse(run_id))
-    assert dg.materialize([looked], instance=instance, resources={"lakehouse": LakehouseResource()}).success
-    assert "Old runs could not be deleted from Dagster's history: OSError" in caplog.text
+    looking = instance.get_run_by_id(run(instance, looked))
+    assert looking is not None
+    assert looking.is_success
+    assert "An old run could not be deleted from Dagster's history: OSError" in caplog.text

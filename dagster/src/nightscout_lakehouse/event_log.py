@@ -6,7 +6,7 @@ each: more than half of what a tick costs that finds little new. See docs/decisi
 
 import os
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Final
 
@@ -52,6 +52,10 @@ class OpenSqliteEventLogStorage(SqliteEventLogStorage):
     @contextmanager
     def _connect(self, shard: str) -> Iterator[Connection]:
         with self._db_lock:
+            if not Path(self.path_for_shard(shard)).exists():
+                # New, or its run was deleted, maybe by another process.
+                self._close(shard)
+                self._initialized_dbs.discard(shard)
             engine = self._engine(shard)
             if shard not in self._initialized_dbs:
                 self._initdb(engine)
@@ -62,7 +66,9 @@ class OpenSqliteEventLogStorage(SqliteEventLogStorage):
     def store_event(self, event: EventLogEntry) -> None:
         """Store an event, and have those see it who watch the file: what is written goes to the log beside it first."""
         super().store_event(event)
-        os.utime(self.path_for_shard(event.run_id))
+        # A run that is deleted in the UI while it runs goes on, and its next event makes the file anew.
+        with suppress(FileNotFoundError):
+            os.utime(self.path_for_shard(event.run_id))
 
     def delete_events(self, run_id: str) -> None:
         """Delete the events of a run, and the file that held them."""

@@ -129,7 +129,7 @@ described as (
             case
                 when days_covered = 1 then 'only 1 day of data'
                 when days_covered < 14 then 'only ' || days_covered || ' days of data'
-                when not is_sufficient then 'only ' || round(cast(coverage_pct as numeric), 1) || ' % of the readings'
+                when not is_sufficient then 'only ' || trunc(cast(coverage_pct as numeric), 1) || ' % of the readings'
             end
         ) as reasons,
         row_number() over (order by attention_rank asc, gri desc nulls last, site asc) as attention_order

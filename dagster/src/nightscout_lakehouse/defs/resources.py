@@ -10,8 +10,8 @@ from datetime import UTC, datetime
 from logging import getLogger
 
 import dagster as dg
+from dagster._core.storage.tags import REPOSITORY_LABEL_TAG
 from pydantic import PrivateAttr
-from sqlalchemy.exc import SQLAlchemyError
 
 from nightscout_lakehouse.defs.lineage import RunLineage
 from nightscout_lakehouse.defs.run_history import forget_old_runs
@@ -75,7 +75,7 @@ class LakehouseResource(dg.ConfigurableResource):  # type: ignore[type-arg]
             finally:
                 # Before the stack stops Postgres and lets go of the lock.
                 self._record_end(context.instance, run_id)
-                self._forget_old_runs(context.instance)
+                self._forget_old_runs(context.instance, run.tags.get(REPOSITORY_LABEL_TAG, ""))
 
     def _record_missed(self, instance: dg.DagsterInstance) -> None:
         stale_minutes, now = self._settings.stale_minutes, datetime.now(UTC)
@@ -95,11 +95,11 @@ class LakehouseResource(dg.ConfigurableResource):  # type: ignore[type-arg]
         if self._postgres is not None:
             self._recorder.deliver(self._postgres)
 
-    def _forget_old_runs(self, instance: dg.DagsterInstance) -> None:
+    def _forget_old_runs(self, instance: dg.DagsterInstance, repository: str) -> None:
         try:
-            forget_old_runs(instance, self._settings.run_history_days, datetime.now(UTC))
-        except (SQLAlchemyError, OSError) as error:
-            # What this run did is done; the next one tries again.
+            forget_old_runs(instance, self._settings.run_history_days, datetime.now(UTC), repository)
+        except Exception as error:
+            # Of a database, a disk, a driver: what this run did is done, and the next one tries again.
             logger.warning("Old runs could not be deleted from Dagster's history: %s", type(error).__name__)
 
     @property

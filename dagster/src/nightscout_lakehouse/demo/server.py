@@ -490,7 +490,10 @@ class _Site:
             return refusal
         newest = {
             name: max((_modified(document) for document in documents), default=0)
-            for name, documents in (("entries", self._store.all_entries()), ("treatments", self._store.treatments))
+            for name, documents in (
+                ("entries", self._store.all_entries()),
+                ("treatments", self._store.all_treatments()),
+            )
         }
         result = {"srvDate": int(self._store.now().timestamp() * 1000), "collections": newest}
         return _json({"status": 200, "result": result})
@@ -533,7 +536,7 @@ class _Site:
         collection = request.path_params["collection"]
         if collection not in ("entries", "treatments"):
             return _json({"status": 404}, 404)
-        documents = self._store.all_entries() if collection == "entries" else self._store.treatments
+        documents = self._store.all_entries() if collection == "entries" else self._store.all_treatments()
         changed = [d for d in documents if d.get("srvModified", 0) > int(since)]
         changed.sort(key=lambda d: int(d["srvModified"]))
         return _json({"status": 200, "result": [_v3_shown(d) for d in changed[:_V3_LIMIT]]})

@@ -121,6 +121,12 @@ class DemoStore:
             self._live(self._first_day, self.now())
             return [*self._undated, *self._entries]
 
+    def all_treatments(self) -> list[Document]:
+        """Every treatment."""
+        with self._lock:
+            self._treat()
+            return list(self.treatments)
+
     def found(self, collection: str, query: Query) -> list[Document]:
         """The treatments, device status or profiles that a query matches, oldest first by the text of their time."""
         with self._lock:
