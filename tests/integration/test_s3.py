@@ -236,6 +236,9 @@ def test_raw_files_move_from_a_bucket_into_a_folder_and_back(bucket: Bucket, tmp
 
     land(1, range(1, 300), 100)
     before = (raw / "batch=00000001.parquet").read_bytes()
+    # The bucket, seen as a folder: with what is moved there its only copy would go.
+    with pytest.raises(LakehouseError, match="is the lake s3://"):
+        prune(settings, bucket.folder / "of anna", older_than_days=400, now=FETCHED_AT + timedelta(days=500))
     (moved,) = prune(settings, archive, older_than_days=400, now=FETCHED_AT + timedelta(days=500))
     assert (moved.first, moved.last, moved.documents, moved.size_bytes) == (1, 1, 299, len(before))
     assert list(raw.glob("batch=*")) == []

@@ -396,6 +396,33 @@ def test_an_archive_that_is_not_whole_is_refused(pruned: House, change: Callable
         assert pruned.raw == NEW_FILES
 
 
+def test_the_lake_under_another_name_is_no_archive(whole: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    # As a bucket or folder that is mounted a second time: its path says nothing of where it leads.
+    whole.archive.mkdir()
+    (whole.archive / "raw").symlink_to(Path(whole.lake.root, "raw"))
+    assert "is the lake" in whole.refused()
+    assert not list(Path(whole.lake.root).rglob("probe-*"))
+    Path(whole.lake.root, raw_folder("anna"), "state.json").write_text("{}")
+    assert "it has state.json" in whole.refused()
+    with monkeypatch.context() as patch:
+        patch.setattr(pruning, "make_ready", lambda *_: None)
+        with pytest.raises(LakehouseError, match="The file was put back"):
+            whole.prune()
+    assert whole.raw == OLD_FILES + NEW_FILES
+    assert load_pruned(whole.lake, "anna") is None
+    assert not compare_with_raw_files(whole.settings, whole.lake).faults
+
+    (whole.archive / "raw").unlink()
+    whole.archive.rmdir()
+    whole.archive.symlink_to(whole.lake.root)
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "resolve", lambda path: path.absolute())
+        assert "under another name" in whole.refused()
+    whole.archive.unlink()
+    assert len(whole.prune()) == 3
+    assert whole.raw == NEW_FILES
+
+
 def test_another_folder_is_not_taken_for_the_archive(pruned: House) -> None:
     away = pruned.archive.rename(pruned.archive.with_name("unplugged"))
     pruned.archive.mkdir()

@@ -9,6 +9,7 @@ It is laid out as the lake, with a manifest of checksums beside the files of eac
 import hashlib
 import json
 import os
+import secrets
 import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -28,6 +29,8 @@ from nightscout_lakehouse.lib.settings import Settings
 FORMAT: Final = 1
 MANIFEST: Final = "manifest.json"
 _FAULTS_SHOWN: Final = 3
+# What a lake has beside its raw files, and an archive has not.
+_OF_A_LAKE: Final = ("processed", "state.json", "imports.json", "pruned.json", "archives.json")
 
 
 @dataclass(frozen=True)
@@ -90,6 +93,12 @@ def open_archive(settings: Settings, lake: Lake, path: Path) -> Archive:
                 f"{root} lies inside {folder}: moving files there would free nothing.",
                 "Choose a folder elsewhere, best on another disk.",
             )
+        # The same folder mounted a second time has another path.
+        if folder.is_dir() and any(each.is_dir() and each.samefile(folder) for each in (root, *root.parents)):
+            raise LakehouseError(
+                f"{root} lies inside {folder} under another name: moving files there would free nothing.",
+                "Choose a folder elsewhere, best on another disk.",
+            )
     if root.exists() and not root.is_dir():
         raise LakehouseError(f"{root} is not a folder.", "Give a folder for the archive.")
     if not root.parent.is_dir():
@@ -101,22 +110,72 @@ def open_archive(settings: Settings, lake: Lake, path: Path) -> Archive:
     return Archive(root)
 
 
-def make_ready(archive: Archive, needed_bytes: int) -> None:
+def make_ready(archive: Archive, lake: Lake, folders: Sequence[str], needed_bytes: int) -> None:
     """Make the folder where it is missing, and see that it takes what is to be moved.
 
+    Args:
+        archive: The archive.
+        lake: What is to be relieved.
+        folders: Those of the lake whose files are to be moved.
+        needed_bytes: Their size.
+
     Raises:
-        LakehouseError: It has no room.
+        LakehouseError: It has no room, or is the lake itself under another name.
         OSError: It cannot be written.
     """
     archive.root.mkdir(mode=0o700, exist_ok=True)
     with tempfile.TemporaryFile(dir=archive.root):
         pass
+    for folder in ("", *folders):
+        _check_not_the_lake(archive, lake, folder)
     free = shutil.disk_usage(archive.root).free
     if free < needed_bytes:
         raise LakehouseError(
             f"The files have {needed_bytes / 1e6:,.1f} MB, and {archive.root} has {free / 1e6:,.1f} MB.",
             "Nothing was moved. Make room, or give a folder on another disk.",
         )
+
+
+def _check_not_the_lake(archive: Archive, lake: Lake, folder: str) -> None:
+    """Refuse where what is written into a folder of the archive appears in the lake, such as in a mounted bucket.
+
+    A mount, or a server with a cache, may show it only later: so what each lake has and no archive is looked for, too.
+    """
+    place = archive.root / folder
+    found = next((name for name in _OF_A_LAKE if (place / name).exists()), None)
+    # A folder that is not there yet is none of the lake, which has all of them.
+    if found is None and place.is_dir():
+        name = f"probe-{secrets.token_hex(16)}.tmp"
+        probe = place / name
+        try:
+            with private_file(probe) as file:
+                file.write(b"Written by lakehouse prune; it may be removed.")
+                file.flush()
+                os.fsync(file.fileno())
+            found = name if lake.exists(f"{folder}/{name}".lstrip("/")) else None
+        finally:
+            probe.unlink(missing_ok=True)
+    if found is not None:
+        raise LakehouseError(
+            f"{place} is the lake {lake.url} under another name, or another lake (it has {found}): what is moved there "
+            "would be removed with what is in the lake.",
+            "Nothing was moved. Give a folder of its own for the archive, outside of the lake and its bucket.",
+        )
+
+
+def check_still_there(archive: Archive, site: str, collection: Collection, files: Sequence[ArchivedFile]) -> None:
+    """See that the archive has its files still, now that one was removed from the lake.
+
+    Raises:
+        LakehouseError: One is gone, or has another size.
+    """
+    for file in files:
+        path = archive.folder(site, collection) / file.name
+        if not path.is_file() or path.stat().st_size != file.size_bytes:
+            raise LakehouseError(
+                f"{path} went when a file was removed from the lake: the archive is the lake under another name.",
+                "The file was put back, and no other was removed. Give a folder of its own for the archive.",
+            )
 
 
 @contextmanager
@@ -165,7 +224,8 @@ def write_manifest(archive: Archive, site: str, collection: Collection, files: S
     partial.replace(folder / MANIFEST)
     for each in (folder, *folder.parents):
         sync_folder(each)
-        if each == archive.root:
+        # Also what names the archive itself: it may have been made just now.
+        if each == archive.root.parent:
             break
 
 

@@ -31,6 +31,7 @@ import pyarrow.fs as pafs
 from nightscout_lakehouse.lib.care.archive import (
     Archive,
     ArchivedFile,
+    check_still_there,
     copy_into,
     make_ready,
     moved_files,
@@ -51,6 +52,7 @@ from nightscout_lakehouse.lib.lake import (
     partition_files,
     pruned_file,
     raw_files,
+    raw_folder,
     save_pruned,
     sql_list,
     sql_text,
@@ -177,7 +179,8 @@ def prune(settings: Settings, path: Path, *, older_than_days: int, now: datetime
         if not planned:
             return []
         with says_if_it_fails(archive):
-            make_ready(archive, sum(each.size_bytes for each in planned))
+            folders = [raw_folder(each.site, each.collection) for each in planned]
+            make_ready(archive, lake, folders, sum(each.size_bytes for each in planned))
             moved = [_check_site(lake, archive, each) for each in planned]
         zones = _zones_in_use(settings)
         for each, in_archive in zip(planned, moved, strict=True):
@@ -441,6 +444,7 @@ def _move(lake: Lake, archive: Archive, planned: Planned, moved: Sequence[Archiv
     site, collection = planned.site, planned.collection
     folder = archive.folder(site, collection)
     files = list(moved)
+    before = load_pruned(lake, site, collection)
     if planned.contents:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         for partial in folder.glob(".*.partial"):
@@ -452,15 +456,24 @@ def _move(lake: Lake, archive: Archive, planned: Planned, moved: Sequence[Archiv
             files.append(ArchivedFile(name, *batches, each.documents, each.deletions, size, digest))
             _say_how_far(site, collection, number, len(planned.contents), "copied")
         write_manifest(archive, site, collection, files)
-        before = load_pruned(lake, site, collection)
         stretch = stretch_of(files[len(moved) :], datetime.now(UTC).isoformat(timespec="seconds"))
         stretches = (*(before.stretches if before else ()), stretch)
         save_pruned(lake, site, collection, Pruned(str(archive.root), stretches))
-    for each in planned.contents:
-        lake.delete(each.file.path)
-    # Of a pruning or compaction that was killed: they were compared, as were the copies in the archive.
-    for leftover in planned.leftovers:
-        lake.delete(leftover.path)
+    # What is left of a pruning or compaction that was killed was compared, as were the copies in the archive.
+    first, *others = [each.file.path for each in planned.contents] + [each.path for each in planned.leftovers]
+    content = lake.read_bytes(first)
+    lake.delete(first)
+    try:
+        check_still_there(archive, site, collection, files)
+    except (LakehouseError, OSError):
+        lake.write_bytes(first, content)
+        if before is None:
+            lake.delete(pruned_file(site, collection))
+        else:
+            save_pruned(lake, site, collection, before)
+        raise
+    for path in others:
+        lake.delete(path)
     for copy in other_files(archive, site, collection, files):
         (archive.root / copy.path).unlink()
 
