@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import shutil
 import stat
 from collections.abc import Callable, Iterator, Sequence
@@ -69,7 +70,7 @@ def land(
     write_batch(lake, "anna", number, documents_from_json(documents), fetched_at, collection)
 
 
-def land_deletions(lake: Lake, number: int, deleted: Sequence[int], fetched_at: datetime) -> None:
+def land_deletions(lake: Lake, number: int, deleted: Sequence[int], fetched_at: datetime, site: str = "anna") -> None:
     rows = [
         {
             "batch": number,
@@ -81,7 +82,7 @@ def land_deletions(lake: Lake, number: int, deleted: Sequence[int], fetched_at: 
         }
         for place, each in enumerate(deleted, start=1)
     ]
-    lake.write_parquet(batch_file("anna", number), pa.Table.from_pylist(rows, schema=RAW_SCHEMA))
+    lake.write_parquet(batch_file(site, number), pa.Table.from_pylist(rows, schema=RAW_SCHEMA))
 
 
 def processed(lake: Lake, site: str = "anna") -> list[tuple[Any, ...]]:
@@ -340,6 +341,34 @@ def test_a_killed_pruning_loses_nothing_and_is_finished_by_the_next(
     assert sum(pq.read_metadata(Path(lake.root, file.path)).num_rows for file in raw_files(lake, "anna")) == len(before)
 
 
+def test_what_is_removed_is_on_the_disk_elsewhere(whole: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    # A power cut loses what was written and not synced: at each removal, by name, all of that must be on the disk.
+    synced: set[str] = set()
+    sync, delete = os.fsync, Lake.delete
+
+    def syncing(descriptor: int) -> None:
+        synced.add(str(Path(f"/proc/self/fd/{descriptor}").readlink()))
+        sync(descriptor)
+
+    needed: list[Path] = []
+
+    def deleting(lake: Lake, relative: str) -> None:
+        if "raw" in relative:
+            assert {str(path) for path in needed} <= synced
+        delete(lake, relative)
+
+    monkeypatch.setattr(os, "fsync", syncing)
+    monkeypatch.setattr(Lake, "delete", deleting)
+    lake_folder, folder = (Path(root, raw_folder("anna")) for root in (whole.lake.root, whole.archive))
+    needed += [lake_folder, lake_folder / ".pruned.json.tmp", folder, folder / ".batch=00000001.parquet.partial"]
+    needed += [folder / ".manifest.json.partial", whole.archive, whole.archive.parent]
+    whole.prune()
+    synced.clear()
+    needed[:] = [lake_folder, *(lake_folder / f".{name}.tmp" for name in OLD_FILES)]
+    bring_back(whole.settings, whole.archive)
+    assert whole.raw == OLD_FILES + NEW_FILES
+
+
 def test_files_that_are_brought_back_count_when_all_of_them_are_there(
     pruned: House, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -520,6 +549,27 @@ def test_a_history_whose_files_are_gone_does_not_go_on(pruned: House) -> None:
         Path(lake.root, pruned_file("anna")).write_text(content)
         with pytest.raises(LakehouseError, match=r"pruned.json is damaged.*Do not remove it"):
             process_sites([ANNA], settings, lake)
+
+
+def test_a_history_of_which_all_is_deleted_goes_on(pruned: House) -> None:
+    settings, lake = pruned.settings, pruned.lake
+    # The only one of its site, and refused at that.
+    write_batch(lake, "carl", 1, documents_from_json([entry(1, sgv=5)]), OLD)
+    carl = Site("carl", "http://127.0.0.1:1")
+    process_sites([carl], settings, lake)
+    pruned.prune()
+    assert load_pruned(lake, "carl") is not None
+    land_deletions(lake, 2, range(9000, 9050), NOW, "berta-k")
+    land_deletions(lake, 2, [1], NOW, "carl")
+    process_sites([BERTA, carl], settings, lake)
+    for site in ("berta-k", "carl"):
+        write_batch(lake, site, 3, documents_from_json([entry(9100)]), NOW)
+    process_sites([BERTA, carl], settings, lake)
+    rows = pq.ParquetFile(
+        Path(lake.root, partition_file("sgv", "berta-k", f"{FIRST + timedelta(minutes=45000):%Y-%m}"))
+    )
+    assert sum(not row["is_deleted"] for row in rows.read().to_pylist()) == 1
+    assert pending_batches(lake, "carl") == []
 
 
 def test_what_was_accounted_for_is_what_was_moved(pruned: House) -> None:

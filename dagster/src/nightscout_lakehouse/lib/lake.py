@@ -144,12 +144,17 @@ class Lake:
         except OSError as error:
             raise self._cannot_read(relative, error) from None
 
-    def write_json(self, relative: str, value: dict[str, Any]) -> None:
+    def write_json(self, relative: str, value: dict[str, Any], *, durable: bool = False) -> None:
         """Write a JSON object."""
-        self.write_bytes(relative, json.dumps(value, indent=1, sort_keys=True).encode())
+        self.write_bytes(relative, json.dumps(value, indent=1, sort_keys=True).encode(), durable=durable)
 
-    def write_bytes(self, relative: str, content: bytes) -> None:
+    def write_bytes(self, relative: str, content: bytes, *, durable: bool = False) -> None:
         """Write a file as a whole.
+
+        Args:
+            relative: The file.
+            content: What it is to have.
+            durable: Also after a power cut it is there: because another copy is removed next.
 
         Raises:
             LakeError: The lake cannot be written.
@@ -160,7 +165,11 @@ class Lake:
                 path.parent.mkdir(parents=True, exist_ok=True)
                 temporary = path.with_name(f".{path.name}.tmp")
                 temporary.write_bytes(content)
+                if durable:
+                    _sync(temporary)
                 temporary.replace(path)
+                if durable:
+                    _sync(path.parent)
             else:
                 with self.filesystem.open_output_stream(f"{self.root}/{relative}") as stream:
                     stream.write(content)
@@ -342,7 +351,7 @@ def load_pruned(lake: Lake, site: str, collection: Collection = ENTRIES) -> Prun
 
 def save_pruned(lake: Lake, site: str, collection: Collection, pruned: Pruned) -> None:
     """Keep what was moved into an archive: from here on these batches count as being there."""
-    lake.write_json(pruned_file(site, collection), asdict(pruned))
+    lake.write_json(pruned_file(site, collection), asdict(pruned), durable=True)
 
 
 def last_batch(lake: Lake, site: str, collection: Collection = ENTRIES) -> int:
@@ -433,6 +442,15 @@ def sql_list(values: Iterable[str]) -> str:
 
 def _copy(connection: duckdb.DuckDBPyConnection, query: str, target: Path) -> None:
     connection.execute(f"copy ({query}) to {sql_text(str(target))} (format parquet, compression zstd)")
+
+
+def _sync(path: Path) -> None:
+    """Have a file, or the names in a folder, on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _s3(settings: Settings) -> pafs.FileSystem:

@@ -344,7 +344,10 @@ def _process_site(
 
 
 def _check_beginning(lake: Lake, site: str, collection: Collection) -> None:
-    """Refuse to go on with a history whose files were removed, where it cannot be built again from the raw ones."""
+    """Refuse to go on with a history whose files were removed, where it cannot be built again from the raw ones.
+
+    Whatever the server deletes, its row stays and says so: a history that had documents always has a file.
+    """
     pruned = load_pruned(lake, site, collection)
     if pruned is None or not any(stretch.documents for stretch in pruned.stretches):
         return

@@ -466,7 +466,7 @@ def _move(lake: Lake, archive: Archive, planned: Planned, moved: Sequence[Archiv
     try:
         check_still_there(archive, site, collection, files)
     except (LakehouseError, OSError):
-        lake.write_bytes(first, content)
+        lake.write_bytes(first, content, durable=True)
         if before is None:
             lake.delete(pruned_file(site, collection))
         else:
@@ -480,7 +480,7 @@ def _move(lake: Lake, archive: Archive, planned: Planned, moved: Sequence[Archiv
 
 def _copy_back(lake: Lake, archive: Archive, site: str, collection: Collection, file: ArchivedFile) -> None:
     path = archive.raw_file(site, collection, file).path
-    lake.write_bytes(path, (archive.root / path).read_bytes())
+    lake.write_bytes(path, (archive.root / path).read_bytes(), durable=True)
     if hashlib.sha256(lake.read_bytes(path)).hexdigest() != file.sha256:
         raise LakehouseError(f"{lake.url}/{path} is not what was written.", "Check the disk, then run the same again.")
 
