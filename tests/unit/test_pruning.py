@@ -30,6 +30,7 @@ from nightscout_lakehouse.lib.ingestion import ingest_sites, write_batch
 from nightscout_lakehouse.lib.lake import (
     RAW_SCHEMA,
     Lake,
+    archives_file,
     batch_file,
     last_batch,
     load_pruned,
@@ -592,6 +593,7 @@ def test_a_person_is_forgotten_in_the_archive_too(pruned: House) -> None:
             path = Path(pruned.lake.root, pruned_file(site, collection))
             if path.is_file():
                 path.write_text(json.dumps(json.loads(path.read_text()) | {"archive": str(archive)}))
+                pruned.lake.write_json(archives_file(site, collection), {"archives": []})
     found = survey(settings, "berta-k")
     assert found.archives == (str(archive),)
     manifest = back_up(settings, archive.parent / "saved", with_postgres=False)
@@ -609,6 +611,31 @@ def test_a_person_is_forgotten_in_the_archive_too(pruned: House) -> None:
     assert [each.place for each in done.left] == [str(archive)]
     assert "it has no raw/*/site=anna now" in done.left[0].what
     assert survey(settings, "anna").is_empty
+
+
+def test_a_person_is_forgotten_where_copies_are_left(whole: House) -> None:
+    settings, lake, first = whole.settings, whole.lake, whole.archive
+    second = first.with_name("colder [b]")
+    whole.prune()
+    bring_back(settings, first)
+    assert whole.archived == OLD_FILES
+    prune(settings, second, older_than_days=400)
+    bring_back(settings, second)
+    assert load_pruned(lake, "anna") is None
+    # What nothing was moved to needs no copy.
+    manifest = back_up(settings, first.parent / "saved", with_postgres=False)
+    assert not any("copy it, too" in reason for reason in manifest.left_out.values())
+    Path(lake.root, archives_file("berta-k")).write_text("{}")
+    with pytest.raises(LakehouseError, match=r"archives.json is damaged.*from a backup"):
+        survey(settings, "berta-k")
+
+    found = survey(settings, "anna")
+    assert found.archives == (str(first), str(second))
+    done = forget(settings, found)
+    assert done.left == []
+    assert done.removed["files of the archive"] == 14
+    assert not list(first.parent.rglob("cold*/raw/*/site=anna"))
+    assert len(list(first.parent.rglob("cold*/raw/*/site=berta-k"))) == 2
 
 
 def test_the_command_says_what_it_does(whole: House, tmp_path: Path) -> None:

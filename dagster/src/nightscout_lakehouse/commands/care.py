@@ -31,7 +31,8 @@ def backup(
     from nightscout_lakehouse.lib.care.backup import back_up
 
     manifest = back_up(settings, target, with_postgres=not without_postgres)
-    console.print(f"{len(manifest.files):,} files, {manifest.size_bytes / 1e6:,.1f} MB: {target}", soft_wrap=True)
+    size = f"{manifest.size_bytes / 1e6:,.1f} MB"
+    console.print(f"{len(manifest.files):,} files, {size}: {target}", markup=False, soft_wrap=True)
     for site, figures in manifest.figures.items():
         console.print(
             f"{site}: {figures['readings']:,} readings, {figures['first_reading']} to {figures['last_reading']}",
@@ -67,13 +68,16 @@ def restore(
     logging.getLogger("nightscout_lakehouse").setLevel(logging.WARNING)
     settings = load_settings()
     done = bring_back(settings, source, replace=replace, with_postgres=not without_postgres)
-    console.print(f"{len(done.manifest.files):,} files of {done.manifest.created_at}: {settings.home}", soft_wrap=True)
+    saved = f"{len(done.manifest.files):,} files of {done.manifest.created_at}"
+    console.print(f"{saved}: {settings.home}", markup=False, soft_wrap=True)
     for site, figures in done.manifest.figures.items():
         console.print(f"{site}: {figures['readings']:,} readings, as in the backup", markup=False, soft_wrap=True)
     if not done.has_postgres:
         console.print("Postgres was not restored: the next run publishes all of it.")
     if done.replaced is not None:
-        console.print(f"What was there before: {done.replaced}. Remove it when all is well.", soft_wrap=True)
+        console.print(
+            f"What was there before: {done.replaced}. Remove it when all is well.", markup=False, soft_wrap=True
+        )
 
 
 @care_app.command()
@@ -163,6 +167,7 @@ def compact(
         console.print(
             f"{report.site}, {report.collection}: {report.files_before:,} files "
             f"{'would become' if dry_run else 'became'} {report.files_after:,}{sizes}",
+            markup=False,
             soft_wrap=True,
         )
     if not reports:
@@ -208,6 +213,7 @@ def prune(
     console.print(
         f"{sum(each.size_bytes for each in done) / 1e6:,.1f} MB of the lake are free. {archive} is now the only place "
         "of these files: it is not encrypted and in no backup, so keep a copy of it where only you can read it.",
+        markup=False,
         soft_wrap=True,
     )
 
@@ -219,13 +225,14 @@ def _bring_back(settings: "Settings", archive: Path) -> None:
     for each in back:
         console.print(
             f"{each.site}, {each.collection}: {each.files:,} files are back, {each.size_bytes / 1e6:,.1f} MB",
+            markup=False,
             soft_wrap=True,
         )
     for what, place in elsewhere.items():
         console.print(f"{what}: not here; it was moved to {place}", markup=False, soft_wrap=True)
     if not back:
         raise LakehouseError(f"Nothing of this lake was moved to {archive}.")
-    console.print(f"{archive} keeps its copies; the next prune replaces them.", soft_wrap=True)
+    console.print(f"{archive} keeps its copies; the next prune replaces them.", markup=False, soft_wrap=True)
 
 
 def _print_planned(planned: "list[Planned]", verb: str) -> None:
@@ -234,11 +241,14 @@ def _print_planned(planned: "list[Planned]", verb: str) -> None:
             console.print(
                 f"{each.name}: {len(each.contents):,} files {verb}, batches {each.first:,} to {each.last:,}, "
                 f"{each.documents:,} documents, {each.size_bytes / 1e6:,.1f} MB",
+                markup=False,
                 soft_wrap=True,
             )
         else:
             console.print(
-                f"{each.name}: {len(each.leftovers):,} copies of files in the archive {verb} out", soft_wrap=True
+                f"{each.name}: {len(each.leftovers):,} copies of files in the archive {verb} out",
+                markup=False,
+                soft_wrap=True,
             )
 
 
@@ -250,7 +260,7 @@ def _print_survey(found: "Survey") -> None:
     if found.dropped_files:
         console.print(f"  {len(found.dropped_files)} files in the drop folder")
     for archive in found.archives:
-        console.print(f"  raw files in the archive {archive}", markup=False, soft_wrap=True)
+        console.print(f"  raw files in the archive {archive}, or there were", markup=False, soft_wrap=True)
 
 
 def _print_forgotten(done: "Forgotten", probes: int) -> None:
@@ -268,8 +278,9 @@ def _print_forgotten(done: "Forgotten", probes: int) -> None:
     else:
         console.print("Nothing was found.")
     console.print(
-        "Not reached from here: backups and exports, old versions in a bucket, the write-ahead log and backups of a "
-        "database of your own, copies at a lineage server, and Nightscout itself.",
+        "Not reached from here: backups and exports, copies of an archive of `lakehouse prune`, old versions in a "
+        "bucket, the write-ahead log and backups of a database of your own, copies at a lineage server, and Nightscout "
+        "itself.",
         soft_wrap=True,
     )
 

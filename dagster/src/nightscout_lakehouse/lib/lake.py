@@ -6,6 +6,7 @@ Layout below the root:
     raw/<collection>/site=<site>/batch=<first>-<last>.parquet   the same of several batches (`lakehouse compact`)
     raw/<collection>/site=<site>/state.json                     how far the site has been read
     raw/<collection>/site=<site>/pruned.json                    which batches lie in an archive (`lakehouse prune`)
+    raw/<collection>/site=<site>/archives.json                  every archive that was given files of the site
     raw/nightscout_entries/site=<site>/imports.json             which files have been imported
     processed/<collection>/kind=<kind>/site=<site>/month=<YYYY-MM>/<file>.parquet
     processed/<collection>/state/<site>.json                    how far its batches have been processed
@@ -352,6 +353,32 @@ def load_pruned(lake: Lake, site: str, collection: Collection = ENTRIES) -> Prun
 def save_pruned(lake: Lake, site: str, collection: Collection, pruned: Pruned) -> None:
     """Keep what was moved into an archive: from here on these batches count as being there."""
     lake.write_json(pruned_file(site, collection), asdict(pruned), durable=True)
+
+
+def archives_file(site: str, collection: Collection = ENTRIES) -> str:
+    """Where it is kept to which archives files of a site were ever copied."""
+    return f"{raw_folder(site, collection)}/archives.json"
+
+
+def load_archives(lake: Lake, site: str, collection: Collection = ENTRIES) -> tuple[str, ...]:
+    """Every archive that may have raw files of a site's collection, also those whose files were brought back since.
+
+    Raises:
+        LakeError: A file that says so is damaged.
+    """
+    path, mend = archives_file(site, collection), "Take it from a backup: it says where raw files of the site lie."
+    stored = lake.read_json(path, mend)
+    archives = [] if stored is None else stored.get("archives")
+    if not isinstance(archives, list):
+        raise LakeError(f"{lake.url}/{path} is damaged: it does not name archives.", mend)
+    pruned = load_pruned(lake, site, collection)
+    return tuple(sorted({*map(str, archives), *([pruned.archive] if pruned else [])}))
+
+
+def remember_archive(lake: Lake, site: str, collection: Collection, archive: str) -> None:
+    """Keep that an archive has raw files of a site's collection, or is about to: whoever is forgotten is so there."""
+    known = load_archives(lake, site, collection)
+    lake.write_json(archives_file(site, collection), {"archives": sorted({*known, archive})}, durable=True)
 
 
 def last_batch(lake: Lake, site: str, collection: Collection = ENTRIES) -> int:

@@ -169,13 +169,12 @@ def back_up(settings: Settings, target: Path, *, with_postgres: bool = True) -> 
     return manifest
 
 
-def archives_of(lake: Lake, site: str | None = None) -> list[str]:
-    """Folders to which raw files of the lake, or of one site, were moved."""
+def archives_of(lake: Lake) -> list[str]:
+    """Folders to which raw files of the lake were moved, and which are their only place."""
     found = set()
     for collection in COLLECTIONS:
-        sites = [site] if site else [f.rpartition("site=")[2] for f in lake.list_folders(f"raw/{collection.name}")]
-        for each in sites:
-            if (pruned := load_pruned(lake, each, collection)) is not None:
+        for folder in lake.list_folders(f"raw/{collection.name}"):
+            if (pruned := load_pruned(lake, folder.rpartition("site=")[2], collection)) is not None:
                 found.add(pruned.archive)
     return sorted(found)
 

@@ -24,7 +24,6 @@ from nightscout_lakehouse.lib.care.archive import Archive, remove_site
 from nightscout_lakehouse.lib.care.backup import (
     OTHER_SCHEMAS,
     REPLACED,
-    archives_of,
     dagster_database,
     figures_of,
     superset_database,
@@ -44,7 +43,7 @@ from nightscout_lakehouse.lib.care.traces import (
 from nightscout_lakehouse.lib.dashboard.databases import metadata_connection
 from nightscout_lakehouse.lib.embedded_postgres import stop_if_unused, write_private_file
 from nightscout_lakehouse.lib.errors import LakehouseError
-from nightscout_lakehouse.lib.lake import Lake, processing_state_file, raw_folder, sql_text
+from nightscout_lakehouse.lib.lake import Lake, load_archives, processing_state_file, raw_folder, sql_text
 from nightscout_lakehouse.lib.locking import lake_lock
 from nightscout_lakehouse.lib.nightscout_collections import COLLECTIONS
 from nightscout_lakehouse.lib.postgres_connection import PostgresConnection
@@ -74,7 +73,7 @@ class Survey:
         warehouse_rows: Rows in all tables of the warehouse.
         dropped_files: Files in its folder of the drop folder.
         traces: What to search for.
-        archives: Folders with raw files of it that were moved out of the lake.
+        archives: Folders to which raw files of it were ever moved out of the lake.
     """
 
     documents: Mapping[str, int]
@@ -150,7 +149,8 @@ def survey(settings: Settings, site: str) -> Survey:
             rows = sum(_rows_of(warehouse, site).values())
     dropped = settings.drop_dir / site
     files_dropped = tuple(every_file(dropped)) if dropped.is_dir() else ()
-    archives = noted["archives"] if "archives" in noted else archives_of(lake, site)
+    named = {place for collection in COLLECTIONS for place in load_archives(lake, site, collection)}
+    archives = noted["archives"] if "archives" in noted else sorted(named)
     return Survey(documents, batch_files, rows, files_dropped, traces, tuple(archives))
 
 

@@ -53,6 +53,7 @@ from nightscout_lakehouse.lib.lake import (
     pruned_file,
     raw_files,
     raw_folder,
+    remember_archive,
     save_pruned,
     sql_list,
     sql_text,
@@ -222,6 +223,7 @@ def bring_back(settings: Settings, path: Path) -> tuple[list[BroughtBack], dict[
             for number, file in enumerate(files, start=1):
                 _copy_back(lake, archive, site, collection, file)
                 _say_how_far(site, collection, number, len(files), "back")
+            remember_archive(lake, site, collection, str(archive.root))
             # All are there again: from here on they count.
             lake.delete(pruned_file(site, collection))
             back.append(BroughtBack(site, collection.name, len(files), sum(file.size_bytes for file in files)))
@@ -446,6 +448,7 @@ def _move(lake: Lake, archive: Archive, planned: Planned, moved: Sequence[Archiv
     files = list(moved)
     before = load_pruned(lake, site, collection)
     if planned.contents:
+        remember_archive(lake, site, collection, str(archive.root))
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         for partial in folder.glob(".*.partial"):
             partial.unlink()
