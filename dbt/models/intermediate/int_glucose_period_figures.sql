@@ -86,10 +86,9 @@ select
         case
             when pair_{{ lag }}_count >= 2
                 then sqrt(
-                    greatest(
-                        0,
-                        difference_square_{{ lag }}_sum - pow(difference_{{ lag }}_sum, 2) / pair_{{ lag }}_count
-                    ) / (pair_{{ lag }}_count - 1)
+                    {{ squared_deviations(
+                        'difference_square_' ~ lag ~ '_sum', 'difference_' ~ lag ~ '_sum', 'pair_' ~ lag ~ '_count'
+                    ) }} / (pair_{{ lag }}_count - 1)
                 )
         end as conga_{{ lag }}_mg_dl,
     {% endfor %}
