@@ -9,7 +9,7 @@ from nightscout_lakehouse.lib.lineage.command_run import CommandRun, command_run
 from nightscout_lakehouse.lib.lineage.recorder import RunRecorder
 from nightscout_lakehouse.lib.settings import load_settings
 
-FILE = "/home/anna/Clarity_Smith_Anna.csv"
+FILE = "exports/Clarity_Smith_Anna.csv"
 
 
 @pytest.mark.parametrize(

@@ -167,10 +167,10 @@ class Lake:
                 temporary = path.with_name(f".{path.name}.tmp")
                 temporary.write_bytes(content)
                 if durable:
-                    _sync(temporary)
+                    sync_to_disk(temporary)
                 temporary.replace(path)
                 if durable:
-                    _sync(path.parent)
+                    sync_to_disk(path.parent)
             else:
                 with self.filesystem.open_output_stream(f"{self.root}/{relative}") as stream:
                     stream.write(content)
@@ -471,8 +471,8 @@ def _copy(connection: duckdb.DuckDBPyConnection, query: str, target: Path) -> No
     connection.execute(f"copy ({query}) to {sql_text(str(target))} (format parquet, compression zstd)")
 
 
-def _sync(path: Path) -> None:
-    """Have a file, or the names in a folder, on the disk."""
+def sync_to_disk(path: Path) -> None:
+    """Have a file, or the names in a folder, on the disk, so that it is still there after a power cut."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

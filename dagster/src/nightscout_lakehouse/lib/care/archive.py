@@ -20,9 +20,9 @@ from typing import Final
 
 import pyarrow.fs as pafs
 
-from nightscout_lakehouse.lib.care.files import private_file, sha256_of, sync_folder
+from nightscout_lakehouse.lib.care.files import private_file, sha256_of
 from nightscout_lakehouse.lib.errors import LakehouseError
-from nightscout_lakehouse.lib.lake import Lake, Pruned, PrunedStretch, RawFile, batches_of, raw_folder
+from nightscout_lakehouse.lib.lake import Lake, Pruned, PrunedStretch, RawFile, batches_of, raw_folder, sync_to_disk
 from nightscout_lakehouse.lib.nightscout_collections import COLLECTIONS, Collection
 from nightscout_lakehouse.lib.settings import Settings
 
@@ -223,7 +223,7 @@ def write_manifest(archive: Archive, site: str, collection: Collection, files: S
         os.fsync(file.fileno())
     partial.replace(folder / MANIFEST)
     for each in (folder, *folder.parents):
-        sync_folder(each)
+        sync_to_disk(each)
         # Also what names the archive itself: it may have been made just now.
         if each == archive.root.parent:
             break

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import IO, Final
 
 from nightscout_lakehouse.lib.errors import LakehouseError
+from nightscout_lakehouse.lib.lake import sync_to_disk
 
 _BLOCK_BYTES: Final = 1 << 20
 _SQLITE_HEADER: Final = b"SQLite format 3\0"
@@ -100,23 +101,14 @@ def whole_folder(target: Path, what: str) -> Iterator[Path]:
         raise LakehouseError(f"{target} cannot be written ({error.strerror}).", "Choose another place.") from None
     try:
         yield partial
-        sync_folder(partial)
+        sync_to_disk(partial)
         # Replaces an empty folder, and nothing else.
         partial.rename(target)
-        sync_folder(target.parent)
+        sync_to_disk(target.parent)
     except BaseException:
         # Ctrl-C, too: half a backup is none.
         shutil.rmtree(partial, ignore_errors=True)
         raise
-
-
-def sync_folder(folder: Path) -> None:
-    """Have the names in a folder on the disk, so that they are still there after a power cut."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _uri_path(path: Path) -> str:

@@ -216,6 +216,6 @@ def _recorder(settings: Settings, command: str) -> "RunRecorder | None":
         run = RunFacts(str(uuid4()), f"{COMMAND_PREFIX}{command}")
         return RunRecorder(settings, run, catalog, Emitter(settings, lambda: redactor(settings, sites)))
     except Exception:
-        # As above.
+        # Whatever it is: the command works without its lineage.
         logger.warning("This command has no lineage events.", exc_info=True)
         return None
