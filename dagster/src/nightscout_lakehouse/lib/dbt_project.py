@@ -4,15 +4,12 @@ The first invocation in a process costs seconds of imports and parsing, the next
 docs/decisions/0005-dbt-in-process.md.
 """
 
-import gc
-import hashlib
 import json
 import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
@@ -29,6 +26,7 @@ from nightscout_lakehouse.lib.model_versions import (
     record_build,
     record_versions,
 )
+from nightscout_lakehouse.lib.parsed_project import ParsedProject, project_fingerprint
 from nightscout_lakehouse.lib.postgres_connection import PostgresConnection
 from nightscout_lakehouse.lib.settings import DBT_PROJECT_DIR, Settings
 from nightscout_lakehouse.lib.warehouse import motherduck_config, open_warehouse
@@ -39,11 +37,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 Target = Literal["duckdb", "postgres"]
-
-_PARSED_SUFFIXES = {".sql", ".yml", ".yaml", ".md"}
-
-# What dbt has parsed in this process for each target, with the database and the files that it holds for.
-_PARSED: dict[Target, tuple[tuple[str, str], "Manifest"]] = {}
 
 # The manifests that were read or made in this process, by the fingerprint of the project.
 _MANIFESTS: dict[str, Mapping[str, Any]] = {}
@@ -119,20 +112,10 @@ class DbtProject:
         Raises:
             DbtError: The project does not parse; names the file.
         """
-        manifest = self._settings.dbt_dir / f"manifest-{_fingerprint()}.json"
-        if not manifest.is_file():
-            with self._dbt("duckdb"):
-                parsed = self._parsed("duckdb")
-            # Several processes may come here at once; each puts a whole file in place.
-            copy = manifest.with_suffix(f".{os.getpid()}.tmp")
-            parsed.write(str(copy))  # type: ignore[no-untyped-call]
-            copy.replace(manifest)
-            for older in set(self._settings.dbt_dir.glob("manifest-*.json")) - {manifest}:
-                older.unlink(missing_ok=True)
-        return manifest
+        return self._parsed("duckdb").manifest_file()
 
     def _manifest(self) -> Mapping[str, Any]:
-        fingerprint = _fingerprint()
+        fingerprint = project_fingerprint(DBT_PROJECT_DIR)
         if fingerprint not in _MANIFESTS:
             _MANIFESTS[fingerprint] = json.loads(self.prepare_manifest().read_bytes())
         return _MANIFESTS[fingerprint]
@@ -248,9 +231,9 @@ class DbtProject:
     def _invoke(self, target: Target, arguments: Sequence[str]) -> DbtBuildResult:
         from dbt.cli.main import dbtRunner
 
+        manifest = self._parsed(target).manifest()
         with self._dbt(target):
-            runner = dbtRunner(manifest=self._parsed(target))
-            invocation = runner.invoke([*arguments, *self._common_arguments(target)])
+            invocation = dbtRunner(manifest=manifest).invoke([*arguments, *self._common_arguments(target)])
         results = getattr(invocation.result, "results", None)
         if results is None:
             if invocation.exception is not None:
@@ -283,20 +266,25 @@ class DbtProject:
                 # dbt keeps its connection until the process ends; others want to open the warehouse.
                 DuckDBConnectionManager.close_all_connections()  # type: ignore[no-untyped-call]
 
-    def _parsed(self, target: Target) -> "Manifest":
-        """The project as dbt has parsed it, which costs as much as building it: once in a process."""
-        from dbt.cli.main import dbtRunner
+    def _parsed(self, target: Target) -> ParsedProject:
+        def parse() -> "Manifest":
+            from dbt.cli.main import dbtRunner
 
-        postgres = self._postgres if target == "postgres" else None
-        database = postgres.database if postgres else self._settings.warehouse_path.stem
-        state = (database, _fingerprint())
-        if target not in _PARSED or _PARSED[target][0] != state:
-            with _kept_from_garbage_collection():
+            with self._dbt(target):
                 invocation = dbtRunner().invoke(["parse", *self._common_arguments(target)])
             if not invocation.success:
                 raise DbtError(f"dbt cannot parse the project: {_first_lines(str(invocation.exception))}")
-            _PARSED[target] = (state, cast("Manifest", invocation.result))
-        return _PARSED[target][1]
+            return cast("Manifest", invocation.result)
+
+        return ParsedProject(DBT_PROJECT_DIR, target, self._database(target), self._settings.dbt_dir, parse)
+
+    def _database(self, target: Target) -> str:
+        """The database as dbt names it."""
+        if target == "postgres" and self._postgres is not None:
+            return self._postgres.database
+        if self._settings.is_warehouse_remote:
+            return self._settings.warehouse.removeprefix("md:")
+        return self._settings.warehouse_path.stem
 
     def _common_arguments(self, target: Target) -> list[str]:
         return [
@@ -336,25 +324,6 @@ class DbtProject:
 
 
 @contextmanager
-def _kept_from_garbage_collection() -> Iterator[None]:
-    """Keep what is made meanwhile out of later collections, until the next time.
-
-    A parsed project is some 700,000 objects that live as long as the process; the collector would go through them again
-    and again, which takes a seventh of a run's CPU time.
-    """
-    was_enabled = gc.isenabled()
-    # What was kept before and is not needed any more is collected.
-    gc.unfreeze()
-    gc.disable()
-    try:
-        yield
-    finally:
-        gc.freeze()
-        if was_enabled:
-            gc.enable()
-
-
-@contextmanager
 def _environment(values: Mapping[str, str]) -> Iterator[None]:
     """Set environment variables for the time of one invocation."""
     before = {name: os.environ.get(name) for name in values}
@@ -388,17 +357,6 @@ def _node_result(item: Any) -> DbtNodeResult:
         live_rows_of=node.config.meta.get("live_rows_of") if relation else None,
         column_descriptions={name: column.description for name, column in node.columns.items()} if relation else {},
     )
-
-
-def _fingerprint() -> str:
-    digest = hashlib.blake2b(digest_size=16)
-    for package in ("dbt-core", "dbt-duckdb", "dbt-postgres"):
-        digest.update(version(package).encode())
-    for path in sorted(DBT_PROJECT_DIR.rglob("*")):
-        if path.suffix in _PARSED_SUFFIXES:
-            digest.update(str(path.relative_to(DBT_PROJECT_DIR)).encode())
-            digest.update(path.read_bytes())
-    return digest.hexdigest()
 
 
 def _first_lines(text: str, count: int = 3) -> str:
