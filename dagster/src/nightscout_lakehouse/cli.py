@@ -30,6 +30,7 @@ from nightscout_lakehouse.commands.shared import prepare as _prepare
 from nightscout_lakehouse.commands.shared import says_what_went_wrong as _says_what_went_wrong
 from nightscout_lakehouse.lib.agp_report.content import Unit
 from nightscout_lakehouse.lib.errors import LakehouseError
+from nightscout_lakehouse.lib.garbage_collection import collect_seldom
 from nightscout_lakehouse.lib.settings import Settings, load_settings
 
 if TYPE_CHECKING:
@@ -50,6 +51,12 @@ app.add_typer(alerts_app, name="alerts")
 app.add_typer(care_app)
 app.add_typer(lineage_app, name="lineage")
 app.add_typer(dashboard_app, name="dashboard")
+
+
+@app.callback()
+def _begin() -> None:
+    collect_seldom()
+
 
 SiteOption = Annotated[str | None, typer.Option("--site", help="Only of this site.")]
 ReasonOption = Annotated[str | None, typer.Option("--reason", help="Only those refused for this reason.")]

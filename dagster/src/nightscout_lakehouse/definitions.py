@@ -28,6 +28,10 @@ from nightscout_lakehouse.defs.schedules.nightscout import (
 )
 from nightscout_lakehouse.defs.serving.publish_assets import RUN_RECORDS, published_curated_tables
 from nightscout_lakehouse.defs.transform.dbt_assets import nightscout_curated, nightscout_enriched, nightscout_marts
+from nightscout_lakehouse.lib.garbage_collection import collect_seldom
+
+# Each run has a process of its own, which begins here.
+collect_seldom()
 
 defs = dg.Definitions(
     assets=[

@@ -4,17 +4,17 @@ Parsing takes two seconds of processor time for each target, reading what was pa
 partial parsing takes half a second, and does not help another lakehouse, whose connection is another.
 """
 
-import gc
 import hashlib
 import logging
 import os
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import quote
+
+from nightscout_lakehouse.lib.garbage_collection import kept_from_collection
 
 if TYPE_CHECKING:
     from dbt.contracts.graph.manifest import Manifest
@@ -62,7 +62,8 @@ class ParsedProject:
         key = (self.project_dir, self.target, self.database)
         fingerprint = project_fingerprint(self.project_dir)
         if key not in _PARSED or _PARSED[key][0] != fingerprint:
-            with _kept_from_garbage_collection():
+            # A parsed project is some 700,000 objects.
+            with kept_from_collection():
                 _PARSED[key] = (fingerprint, self._read(fingerprint) or self._parse(fingerprint))
         return _PARSED[key][1]
 
@@ -122,22 +123,3 @@ class ParsedProject:
                 older.unlink(missing_ok=True)
             break
         return file
-
-
-@contextmanager
-def _kept_from_garbage_collection() -> Iterator[None]:
-    """Keep what is made meanwhile out of later collections, until the next time.
-
-    A parsed project is some 700,000 objects that live as long as the process; the collector would go through them again
-    and again, which takes a seventh of a run's CPU time.
-    """
-    was_enabled = gc.isenabled()
-    # What was kept before and is not needed any more is collected.
-    gc.unfreeze()
-    gc.disable()
-    try:
-        yield
-    finally:
-        gc.freeze()
-        if was_enabled:
-            gc.enable()
