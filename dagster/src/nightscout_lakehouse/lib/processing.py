@@ -222,13 +222,19 @@ def refresh_views(warehouse: duckdb.DuckDBPyConnection, lake: Lake, changed: Col
     A view lists all files of its collection when it is made, so the others are only made where they are missing.
     """
     warehouse.execute("create schema if not exists lake")
-    rows = warehouse.execute(
-        "select table_name, column_name from duckdb_columns() where schema_name = 'lake'"
-    ).fetchall()
     for collection in COLLECTIONS:
-        is_current = set(collection.columns) <= {column for view, column in rows if view == collection.name}
-        create = "create view if not exists" if is_current and collection is not changed else "create or replace view"
-        warehouse.execute(f"{create} lake.{collection.name} as {_view_sql(lake, collection)}")
+        if collection is changed or not _is_shown(warehouse, collection):
+            warehouse.execute(f"create or replace view lake.{collection.name} as {_view_sql(lake, collection)}")
+
+
+def _is_shown(warehouse: duckdb.DuckDBPyConnection, collection: Collection) -> bool:
+    """Whether there is a view of a collection that has all its columns and can be read."""
+    # To look for the columns among those of all views would open the files of every one.
+    try:
+        columns = warehouse.execute(f"describe lake.{collection.name}").fetchall()
+    except duckdb.Error:
+        return False
+    return set(collection.columns) <= {column for column, *_ in columns}
 
 
 def _view_sql(lake: Lake, collection: Collection) -> str:
@@ -407,11 +413,13 @@ def _steps(files: Sequence[tuple[_File, int]], most_rows: int) -> list[list[_Fil
 
 def _register_site(warehouse: duckdb.DuckDBPyConnection, site: Site, timezone: str, source: str) -> None:
     """Keep the site's row, and have all its days counted anew where what they depend on has changed."""
-    warehouse.begin()
     held = warehouse.execute(
-        "select timezone, sensor_interval_minutes from ops.sites where site = ?", [site.name]
+        "select timezone, sensor_interval_minutes, timezone_source from ops.sites where site = ?", [site.name]
     ).fetchone()
-    if held is not None and held != (timezone, site.sensor_interval_minutes):
+    if held == (timezone, site.sensor_interval_minutes, source):
+        return
+    warehouse.begin()
+    if held is not None and held[:2] != (timezone, site.sensor_interval_minutes):
         logger.warning("site %s: time zone or sensor interval changed; all its days are counted anew", site.name)
         warehouse.execute("insert into ops.changes (site, reading_date) values (?, null)", [site.name])
     warehouse.execute(

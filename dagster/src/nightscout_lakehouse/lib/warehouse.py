@@ -69,8 +69,6 @@ create table if not exists ops.batches (
     primary key (collection, site, batch)
 );
 create table if not exists ops.model_versions (model varchar primary key, version varchar not null);
--- Warehouses of version 0.1 have it; it changes nothing in others.
-alter table ops.sites alter column sensor_interval_minutes drop not null;
 """
 
 
@@ -224,6 +222,7 @@ def open_warehouse(settings: Settings) -> Iterator[duckdb.DuckDBPyConnection]:
     with connect_warehouse(settings) as connection:
         _name_collections(connection)
         connection.execute(_OPS_TABLES)
+        _allow_unknown_intervals(connection)
         connection.execute(
             "insert into ops.info select ?, now() where not exists (from ops.info)",
             [uuid.uuid4().hex],
@@ -257,6 +256,13 @@ def _name_collections(warehouse: duckdb.DuckDBPyConnection) -> None:
     warehouse.execute(f"insert into ops.batches select '{ENTRIES.name}', * from old_batches")
     warehouse.execute("drop table old_batches")
     warehouse.commit()
+
+
+def _allow_unknown_intervals(warehouse: duckdb.DuckDBPyConnection) -> None:
+    """In a warehouse of version 0.1 every sensor's interval had to be known; what is altered is written at the end."""
+    is_nullable = {row[0]: row[2] == "YES" for row in warehouse.execute("describe ops.sites").fetchall()}
+    if not is_nullable["sensor_interval_minutes"]:
+        warehouse.execute("alter table ops.sites alter column sensor_interval_minutes drop not null")
 
 
 def _quoted(value: str) -> str:
