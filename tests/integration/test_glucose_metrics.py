@@ -50,7 +50,7 @@ ONLY_WHOLE_DAYS = (
 )
 
 
-def build(settings: Settings, lake: Lake, people: dict[str, Readings]) -> None:
+def build(settings: Settings, lake: Lake, people: dict[str, Readings], models: Sequence[str] = MODELS) -> None:
     """Land and model what people sent; the zone of the first reading's time is the site's."""
     for site, readings in people.items():
         texts = [
@@ -68,7 +68,7 @@ def build(settings: Settings, lake: Lake, people: dict[str, Readings]) -> None:
         write_batch(lake, site, 1, documents_from_json(texts), FETCHED_AT)
     sites = [Site(site, "http://127.0.0.1:1", timezone=str(sent[0][0].tzinfo)) for site, sent in people.items()]
     process_sites(sites, settings, lake)
-    DbtProject(settings).build("duckdb", MODELS, data_tests=False)
+    DbtProject(settings).build("duckdb", models, data_tests=False)
 
 
 def query(settings: Settings, statement: str) -> list[dict[str, Any]]:
@@ -251,7 +251,7 @@ def shared_with_programs(readings: Readings, theirs: Figures) -> dict[str, float
 
 
 @pytest.mark.timeout(600)
-@given(people=st.lists(glucose_series(), min_size=8, max_size=8))
+@given(people=st.lists(glucose_series(), min_size=5, max_size=5))
 @hypothesis_settings(
     max_examples=1,
     deadline=None,
@@ -261,19 +261,19 @@ def shared_with_programs(readings: Readings, theirs: Figures) -> dict[str, float
 def test_random_series_with_gaps(
     people: list[Any], tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # The first example of Hypothesis is the simplest one, eight times.
-    assume(len({series.description for series in people}) > 4)
+    # The first example of Hypothesis is the simplest one, five times.
+    assume(len({series.description for series in people}) > 3)
     monkeypatch.setenv("LAKEHOUSE_HOME", str(tmp_path_factory.mktemp("lakehouse")))
     settings = load_settings()
     readings = {
         f"person-{number}": [(at.replace(tzinfo=UTC), glucose) for at, glucose in series.readings]
         for number, series in enumerate(people)
     }
-    build(settings, Lake.open(settings), readings)
+    build(settings, Lake.open(settings), readings, ["+fact_glucose_metrics"])
     for (site, of_person), series in zip(readings.items(), people, strict=True):
         assert_everything(settings, site, of_person)
         found = metric_rows(settings, site)["all", of_person[-1][0].date(), "whole", "all"]
-        theirs = reference_metrics(series.readings, 5)
+        theirs = reference_metrics(series.readings, 5, ["iglu", "iglu_mage", "agata"])
         assert_figures(found, shared_with_programs(of_person, theirs), f"{site} in the programs, {series.description}")
         if theirs.get("mage_mg_dl", {}).get("iglu") is not None:
             assert found["mage_mg_dl"]["value"] == pytest.approx(theirs["mage_mg_dl"]["iglu"], rel=1e-9)

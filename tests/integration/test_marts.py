@@ -3,11 +3,13 @@
 import json
 import random
 import re
+from bisect import bisect_left
 from collections import defaultdict
 from contextlib import closing
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
 from decimal import ROUND_HALF_UP, Decimal
+from functools import cache, cached_property
 from itertools import pairwise
 from statistics import fmean, median, stdev
 from typing import Any
@@ -46,7 +48,7 @@ class Reading:
     glucose_mg_dl: float
     zone: ZoneInfo
 
-    @property
+    @cached_property
     def local(self) -> datetime:
         return self.moment.astimezone(self.zone)
 
@@ -100,6 +102,7 @@ def rows(connection: PostgresConnection, query: str) -> list[dict[str, Any]]:
     return [dict(zip(result.columns, row, strict=True)) for row in result.rows]
 
 
+@cache
 def by_day(site: str) -> dict[date, list[float]]:
     days = defaultdict(list)
     for reading in SENT[site]:
@@ -279,11 +282,12 @@ def _episodes(marts: PostgresConnection) -> None:
         # By chance half of the readings are out of range: every day with enough of them has an episode.
         assert dates >= {day for day in shown if len(by_day(site)[day]) > 200}
     for row in found:
-        values = [
-            reading.glucose_mg_dl
-            for reading in SENT[row["site"]]
-            if row["start_timestamp"] <= reading.moment and not (row["end_timestamp"] or NOW) <= reading.moment
-        ]
+        sent = SENT[row["site"]]
+        first, after = (
+            bisect_left(sent, moment, key=lambda reading: reading.moment)
+            for moment in (row["start_timestamp"], row["end_timestamp"] or NOW)
+        )
+        values = [reading.glucose_mg_dl for reading in sent[first:after]]
         assert row["reading_count"] == len(values), row
         assert row["extreme_mg_dl"] == (min if row["kind"] == "hypoglycemia" else max)(values)
         assert row["extreme_mmol_l"] == pytest.approx(row["extreme_mg_dl"] / 18.01559, rel=1e-12)
@@ -371,6 +375,7 @@ def shown(mg_dl: float, unit: str) -> float:
     return float((Decimal(repr(mg_dl)) / Decimal(repr(divisor))).quantize(step, ROUND_HALF_UP))
 
 
+@cache
 def of_period(site: str, period: str) -> list[Reading]:
     newest = max(by_day(site))
     return [r for r in SENT[site] if r.local.date() > newest - timedelta(days=PERIODS[period])]
