@@ -10,7 +10,7 @@ from nightscout_lakehouse.lib.ingestion import write_batch
 from nightscout_lakehouse.lib.lake import Lake
 from nightscout_lakehouse.lib.nightscout_client import documents_from_json
 from nightscout_lakehouse.lib.processing import process_sites
-from nightscout_lakehouse.lib.settings import Settings
+from nightscout_lakehouse.lib.settings import Settings, load_settings
 from nightscout_lakehouse.lib.sites import Site
 from nightscout_lakehouse.lib.warehouse import connect
 
@@ -24,9 +24,13 @@ DAYS = {
 }
 
 
-@pytest.fixture
-def warehouse_of_full_days(settings: Settings, lake: Lake) -> Settings:
+@pytest.fixture(scope="module")
+def warehouse_of_full_days(tmp_path_factory: pytest.TempPathFactory) -> Settings:
     """Per site one whole local day, and the last five minutes before and the first after it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LAKEHOUSE_HOME", str(tmp_path_factory.mktemp("full days")))
+        settings = load_settings()
+    lake = Lake.open(settings)
     for site, (_, _, start, hours) in DAYS.items():
         texts = [
             json.dumps(

@@ -19,7 +19,7 @@ from nightscout_lakehouse.lib.dbt_project import DbtProject
 from nightscout_lakehouse.lib.ingestion import write_batch
 from nightscout_lakehouse.lib.lake import Lake
 from nightscout_lakehouse.lib.nightscout_client import documents_from_json
-from nightscout_lakehouse.lib.nightscout_collections import COLLECTIONS, TREATMENTS
+from nightscout_lakehouse.lib.nightscout_collections import ENTRIES, TREATMENTS
 from nightscout_lakehouse.lib.processing import process_sites
 from nightscout_lakehouse.lib.settings import Settings
 from nightscout_lakehouse.lib.sites import Site
@@ -297,10 +297,11 @@ def test_every_day_without_readings_lies_in_a_gap(settings: Settings, lake: Lake
     # Days of readings with 50 hours of silence; the second half arrives first.
     first = [document(slot, 5, 100) for slot in range(200)]
     second = [document(slot, 5, 100) for slot in range(800, 1000)]
-    for batch, texts in enumerate((second, first), start=1):
+    gaps = ["+fact_sensor_gaps"]
+    for batch, (texts, models) in enumerate(((second, gaps), (first, [*gaps, "+dim_glucose_date"])), start=1):
         write_batch(lake, "five", batch, documents_from_json(texts), FETCHED_AT)
         process_sites([site for site in SITES if site.name == "five"], settings, lake)
-        DbtProject(settings).build("duckdb", ["+fact_sensor_gaps", "+dim_glucose_date"], data_tests=False)
+        DbtProject(settings).build("duckdb", models, data_tests=False)
     assert rows_of(
         settings, "select start_date::varchar as a, end_date::varchar as b, gap_minutes from curated.fact_sensor_gaps"
     ) == [{"a": "2026-10-25", "b": "2026-10-27", "gap_minutes": 3005.0}]
@@ -339,7 +340,7 @@ def test_compression_lows_of_a_known_plan_are_found(settings: Settings, lake: La
         write_batch(lake, name, 1, documents_from_json(entries), FETCHED_AT)
         write_batch(lake, name, 1, documents_from_json(treatments), FETCHED_AT, TREATMENTS)
     sites = [Site(name, "http://127.0.0.1:1", timezone="Europe/Berlin") for name in people]
-    for collection in COLLECTIONS:
+    for collection in (ENTRIES, TREATMENTS):
         process_sites(sites, settings, lake, collection)
     DbtProject(settings).build("duckdb", ["+int_reading_flags"], data_tests=False)
     rows = rows_of(

@@ -97,11 +97,12 @@ def build(home: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, list[tuple[A
     lake = Lake.open(settings)
     first = [document(n, 5 * n, 60 + n % 150) for n in range(1, 900)]
     second = [document(10, 50, 300), document(2000, 7, 44) | {"isValid": False}, document(3000, -2881, 99)]
-    for number, documents in enumerate([first, second], start=1):
+    ticks = ((first, ["+fact_glucose_readings"]), (second, ["+dim_glucose_date"]))
+    for number, (documents, models) in enumerate(ticks, start=1):
         texts = [json.dumps(document) for document in documents]
         write_batch(lake, SITE.name, number, documents_from_json(texts), FETCHED_AT)
         process_sites([SITE], settings, lake)
-        DbtProject(settings).build("duckdb", ["+dim_glucose_date"], data_tests=False)
+        DbtProject(settings).build("duckdb", models, data_tests=False)
     with connect(settings, settings.warehouse_path, read_only=True) as warehouse:
         tables = ("lake.nightscout_entries", "curated.fact_glucose_readings", "curated.dim_glucose_date")
         return {table: warehouse.execute(f"from {table} order by all").fetchall() for table in tables}
