@@ -33,7 +33,8 @@ START = datetime(2026, 10, 1, 22, 0, tzinfo=UTC)
 DAYS = 45
 PER_DAY = 96
 SITES = [
-    Site(name, "http://127.0.0.1:1", timezone="Europe/Berlin", sensor_interval_minutes=15) for name in ("a", "b", "c", "regular")
+    Site(name, "http://127.0.0.1:1", timezone="Europe/Berlin", sensor_interval_minutes=15)
+    for name in ("a", "b", "c", "regular")
 ]
 
 
@@ -75,9 +76,7 @@ def arrive(settings: Settings, lake: Lake, number: int, sent: dict[str, Arrival]
 def rows_of(settings: Settings, sites: Collection[str]) -> dict[str, list[tuple[Any, ...]]]:
     named = f"site in ({', '.join(map(sql_text, sites))})"
     with connect(settings, settings.warehouse_path, read_only=True) as warehouse:
-        return {
-            table: warehouse.execute(f"from {table} where {named} order by all").fetchall() for table in TABLES
-        }
+        return {table: warehouse.execute(f"from {table} where {named} order by all").fetchall() for table in TABLES}
 
 
 class History:

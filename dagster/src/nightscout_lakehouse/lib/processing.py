@@ -8,7 +8,8 @@ recorded in `ops.changes`, so that a run killed at any point is made good by the
 
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TypeVar
@@ -54,6 +55,7 @@ logger = logging.getLogger(__name__)
 # Which version of a document it is, and where it came from: not part of what it says.
 _BOOKKEEPING = {"document_hash", "batch", "document_number", "fetched_at", "first_fetched_at", "date_ms"}
 _LAYOUT = 2
+_FEW_DOCUMENTS = 10_000
 _IDENTITY = {"device_status_id", "nightscout_id", "is_deleted", "is_duplicate", "quarantine_reason", "document"}
 
 
@@ -311,11 +313,10 @@ def _process_site(
         _check_beginning(lake, site.name, collection)
     # Where files of several batches are read again, a run that is killed goes on among them.
     until = {"rebuilt_until": pending[-1].last} if any(file.first != file.last for file in pending) else {}
-    sized = [(file, lake.parquet_rows(file.path)) for file in pending]
-    for step in _steps(sized, collection.documents_per_step):
-        with connect(settings) as engine:
-            engine.execute("set temp_directory = ?", [str(settings.home / "tmp")])
-            files = [lake.duckdb_path(file.path) for file in step]
+    documents = {file: lake.parquet_rows(file.path) for file in pending}
+    for step in _steps(list(documents.items()), collection.documents_per_step):
+        files = [lake.duckdb_path(file.path) for file in step]
+        with _step_engine(settings, files, sum(documents[file] for file in step)) as engine:
             work = _SiteStep(engine, lake, site.name, timezone, files, collection)
             work.load()
             accounting = work.accounting()
@@ -385,14 +386,29 @@ def build_anew(
         LakeError: A file cannot be read or written, or the accounting of a batch does not add up.
     """
     done = 0
+    documents = dict(files)
     for step in _steps(files, collection.documents_per_step):
-        with connect(settings) as engine:
-            engine.execute("set temp_directory = ?", [str(settings.home / "tmp")])
+        with _step_engine(settings, step, sum(documents[file] for file in step)) as engine:
             work = _SiteStep(engine, target, site, timezone, step, collection)
             work.load()
             done += sum(batch.documents for batch in work.accounting())
             work.write_partitions()
         logger.info("site %s: %s documents of %s built anew", site, f"{done:,}", collection.api_v3_name)
+
+
+@contextmanager
+def _step_engine(settings: Settings, files: Sequence[str], documents: int) -> Iterator[duckdb.DuckDBPyConnection]:
+    """DuckDB for one step: its files as DuckDB opens them, and how many documents they have.
+
+    A few documents take one thread half the CPU time that they take eight, and no longer. Files of a bucket are read by
+    several at once, since they are waited for.
+    """
+    with connect(settings) as engine:
+        engine.execute("set temp_directory = ?", [str(settings.home / "tmp")])
+        is_remote = any(file.startswith("s3://") for file in files)
+        if documents <= _FEW_DOCUMENTS and not is_remote and not settings.duckdb_threads:
+            engine.execute("set threads = 1")
+        yield engine
 
 
 _File = TypeVar("_File")
