@@ -14,7 +14,7 @@ import pytest
 from hypothesis import HealthCheck, Phase, assume, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
-from references.plain_metrics import differences, plain_metrics, steps
+from references.plain_metrics import differences_over, plain_metrics, steps
 from references.reference_metrics import Figures, reference_metrics
 from references.series import glucose_series
 
@@ -113,10 +113,9 @@ def plain_parts(readings: Readings) -> dict[str, float | None]:
     for at, glucose in readings:
         stretches.setdefault(at.date(), []).append((at, glucose))
     figures: dict[str, float | None] = {}
+    found = [differences_over(stretch, 5, (1, 2, 4)) for stretch in stretches.values()]
     for hours in (1, 2, 4):
-        figures[f"conga_{hours}h_mg_dl"] = sample_sd(
-            [value for stretch in stretches.values() for value in differences(stretch, 5, hours)]
-        )
+        figures[f"conga_{hours}h_mg_dl"] = sample_sd([value for of_stretch in found for value in of_stretch[hours]])
     return figures | step_figures([step for stretch in stretches.values() for step in steps(stretch)])
 
 
@@ -185,8 +184,9 @@ def pairs_that_end_in(readings: Readings, start: date) -> dict[str, float | None
     """Pair metrics of the readings from `start` on; pairs come in the order of their later reading."""
     number = sum(at.date() < start for at, _ in readings)
     figures: dict[str, float | None] = {}
+    found, found_before = (differences_over(some, 5, (1, 2, 4, 24)) for some in (readings, readings[:number]))
     for hours in (1, 2, 4, 24):
-        values = differences(readings, 5, hours)[len(differences(readings[:number], 5, hours)) :]
+        values = found[hours][len(found_before[hours]) :]
         figures[f"conga_{hours}h_mg_dl"] = sample_sd(values)
         if hours == 24:
             figures["modd_mg_dl"] = math.fsum(map(abs, values)) / len(values) if len(values) >= 2 else None

@@ -37,7 +37,7 @@ def plain_metrics(readings: Sequence[Reading], interval_minutes: float) -> dict[
     daily = list(by_day(readings).values())
     ordered = sorted(glucose)
     by_instant = [(_instant(at), value) for at, value in readings]
-    over_a_day = differences(by_instant, interval_minutes, 24)
+    over = differences_over(by_instant, interval_minutes, (1, 2, 4, 24))
     return {
         "reading_count": float(len(glucose)),
         "mean_mg_dl": mean,
@@ -65,9 +65,8 @@ def plain_metrics(readings: Sequence[Reading], interval_minutes: float) -> dict[
         "hbgi": _mean([high_risk(g) for g in glucose]),
         "adrr": _mean([max(map(low_risk, day)) + max(map(high_risk, day)) for day in daily]),
         "j_index": None if sd is None else 0.001 * (mean + sd) ** 2,
-        "modd_mg_dl": modd(over_a_day),
-        **{f"conga_{hours}h_mg_dl": conga(differences(by_instant, interval_minutes, hours)) for hours in (1, 2, 4)},
-        "conga_24h_mg_dl": conga(over_a_day),
+        "modd_mg_dl": modd(over[24]),
+        **{f"conga_{hours}h_mg_dl": conga(found) for hours, found in over.items()},
         "mag_mg_dl_per_hour": mag(by_instant),
         "gvp_pct": gvp(by_instant),
         "sd_within_day_mg_dl": _mean_or_none([sd for sd in map(_sd, daily) if sd is not None]),
@@ -109,16 +108,26 @@ def by_day(readings: Sequence[Reading]) -> dict[date, list[float]]:
 
 def differences(readings: Sequence[Reading], interval_minutes: float, hours: float) -> list[float]:
     """Each reading less the one `hours` before it, where there is one."""
+    return differences_over(readings, interval_minutes, (hours,))[hours]
+
+
+def differences_over(
+    readings: Sequence[Reading], interval_minutes: float, hours: Sequence[float]
+) -> dict[float, list[float]]:
+    """The differences over each of several times."""
     instants = np.array([round(_instant(at).timestamp() * 1_000_000) for at, _ in readings], dtype=np.int64)
     glucose = np.array([value for _, value in readings], dtype=np.float64)
-    wanted = instants - round(hours * 3_600_000_000)
-    later = np.searchsorted(instants, wanted)
-    # What is wanted lies before the reading itself, so there always is a later one; the first has none before it.
-    earlier = np.maximum(later - 1, 0)
-    is_earlier_nearest = wanted - instants[earlier] <= instants[later] - wanted
-    nearest = np.where((later > 0) & is_earlier_nearest, earlier, later)
-    is_near = np.abs(instants[nearest] - wanted) <= interval_minutes * 30_000_000
-    return list((glucose - glucose[nearest])[is_near].tolist())
+    found = {}
+    for each in hours:
+        wanted = instants - round(each * 3_600_000_000)
+        # What is wanted lies before the reading itself, so there always is a later one; the first has none before it.
+        later = np.searchsorted(instants, wanted)
+        earlier = np.maximum(later - 1, 0)
+        is_earlier_nearest = wanted - instants[earlier] <= instants[later] - wanted
+        nearest = np.where((later > 0) & is_earlier_nearest, earlier, later)
+        is_near = np.abs(instants[nearest] - wanted) <= interval_minutes * 30_000_000
+        found[each] = list((glucose - glucose[nearest])[is_near].tolist())
+    return found
 
 
 def conga(found: Sequence[float]) -> float | None:
