@@ -16,12 +16,11 @@ from nightscout_lakehouse.lib.model_versions import model_versions
 from nightscout_lakehouse.lib.nightscout_client import documents_from_json
 from nightscout_lakehouse.lib.postgres_connection import PostgresConnection
 from nightscout_lakehouse.lib.processing import process_sites
-from nightscout_lakehouse.lib.publishing import publish
+from nightscout_lakehouse.lib.publishing import PUBLISHED_TABLES, publish
 from nightscout_lakehouse.lib.settings import Settings
 from nightscout_lakehouse.lib.sites import Site
 from nightscout_lakehouse.lib.warehouse import open_warehouse
 
-MODELS = ["tag:stg", "tag:int", "tag:curated"]
 SITE = Site("anna", "http://127.0.0.1:1", timezone="UTC")
 NOON = datetime(2026, 11, 1, 12, tzinfo=UTC)
 # As if an older release had doubled every value.
@@ -79,16 +78,17 @@ def test_the_history_is_built_anew_and_published(settings: Settings, lake: Lake,
     ]
     write_batch(lake, "anna", 1, documents_from_json(texts), NOON)
     process_sites([SITE], settings, lake)
-    project = DbtProject(settings)
-    project.build("duckdb", MODELS, data_tests=False)
+    project, models = DbtProject(settings), ["+fact_glucose_readings"]
+    published = [table for table in PUBLISHED_TABLES if table.name == "fact_glucose_readings"]
+    project.build("duckdb", models, data_tests=False)
     tables = ("intermediate.int_glucose_enriched", "curated.fact_glucose_readings")
     with open_warehouse(settings) as warehouse:
         for table in tables:
             warehouse.execute(AS_OLD_CODE.format(table=table))
-        publish(warehouse, serving)
+        publish(warehouse, serving, tables=published)
         changes = warehouse.execute("select count(*) from ops.changes").fetchall()
 
-    project.build("duckdb", ["+fact_glucose_readings"], data_tests=False)
+    project.build("duckdb", models, data_tests=False)
     assert _values(settings) == [(200.0, 1000)]
     with open_warehouse(settings) as warehouse:
         assert warehouse.execute("select count(*) from ops.changes").fetchall() == changes
@@ -96,10 +96,10 @@ def test_the_history_is_built_anew_and_published(settings: Settings, lake: Lake,
             "update ops.model_versions set version = 'of an older release' where model = 'int_glucose_enriched'"
         )
 
-    project.build("duckdb", MODELS, data_tests=False)
+    project.build("duckdb", models, data_tests=False)
     assert _values(settings) == [(100.0, 1000)]
     with open_warehouse(settings) as warehouse:
-        report = publish(warehouse, serving)
+        report = publish(warehouse, serving, tables=published)
         versions = warehouse.execute("select version from ops.model_versions").fetchall()
     assert not report.is_full
     with serving.transaction() as opened, opened.cursor() as cursor:
@@ -165,4 +165,4 @@ def test_a_project_that_does_not_parse_is_said_with_its_file(
     # What was parsed before is not taken for it.
     monkeypatch.setattr(dbt_project, "DBT_PROJECT_DIR", copy)
     with pytest.raises(DbtError, match=r"dbt cannot parse the project: .*dim_site\.yml"):
-        DbtProject(settings).build("duckdb", MODELS)
+        DbtProject(settings).build("duckdb", ["+int_glucose_enriched"])

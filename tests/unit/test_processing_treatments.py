@@ -458,6 +458,11 @@ def test_a_warehouse_from_before_the_collections_keeps_its_accounting(settings: 
             " quarantined bigint, deletions bigint, processed_at timestamptz, primary key (site, batch))"
         )
         old.execute("insert into ops.batches values ('anna', 1, 10, 8, 1, 1, 0, now())")
+        # The interval of every sensor had to be known; anna's is not.
+        old.execute(
+            "create table ops.sites (site varchar primary key, timezone varchar not null, timezone_source varchar not"
+            " null, sensor_interval_minutes double not null, updated_at timestamptz not null)"
+        )
     process(settings, lake, [treatment(1)])
     process_sites([SITE], settings, lake, TREATMENTS)
     with open_warehouse(settings) as warehouse:
