@@ -3,6 +3,8 @@
 import html
 import io
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from nightscout_lakehouse.lib.agp_report.content import (
@@ -33,6 +35,9 @@ def write_report(report: AgpReport, unit: Unit, folder: Path) -> list[Path]:
 
     stem = f"agp-{_file_name(report.site)}-{report.end_date:%Y-%m-%d}-{report.days}d"
     pdf, page = folder / f"{stem}.pdf", folder / f"{stem}.html"
+    with _says_if_it_cannot_be_written(folder):
+        # Said before a page is drawn, which takes its time.
+        folder.mkdir(parents=True, exist_ok=True)
     # Fonts as text that can be searched and read aloud in the PDF, and as outlines in the page, where none is certain.
     with mpl.rc_context({"pdf.fonttype": 42, "svg.fonttype": "path", "font.family": "DejaVu Sans"}):
         figure = draw_page(report, unit)
@@ -41,15 +46,20 @@ def write_report(report: AgpReport, unit: Unit, folder: Path) -> list[Path]:
         document = io.BytesIO()
         title = f"AGP report of {report.site}, {report.start_date} to {report.end_date}"
         figure.savefig(document, format="pdf", metadata={"Title": title, "CreationDate": report.made_at})
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
+    with _says_if_it_cannot_be_written(folder):
         pdf.write_bytes(document.getvalue())
         page.write_text(_page(report, unit, title, drawing.getvalue()), encoding="utf-8")
+    return [pdf, page]
+
+
+@contextmanager
+def _says_if_it_cannot_be_written(folder: Path) -> Iterator[None]:
+    try:
+        yield
     except OSError as error:
         raise LakehouseError(
             f"The report cannot be written to {folder} ({error.strerror}).", "Give --output a folder of yours."
         ) from None
-    return [pdf, page]
 
 
 def _file_name(site: str) -> str:
