@@ -301,7 +301,7 @@ _documents = st.lists(
 
 
 @given(batches=st.lists(_documents, min_size=1, max_size=4))
-@hypothesis_settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@hypothesis_settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_step_by_step_equals_all_at_once_and_nothing_is_lost(
     batches: list[list[str]], tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -60,7 +60,7 @@ BOUND_METRICS = {name for name in CLOSED_FORM if name.startswith("time_")} | {"g
 CENTRE = 112.5
 IGLU_ADRR = 22.77 / (10 * 1.509**2)
 
-slow = hypothesis_settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+slow = hypothesis_settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 
 def assert_equal(ours: float | None, theirs: float | None, what: str) -> None:
@@ -113,7 +113,7 @@ def assert_steps_and_days_equal(ours: Plain, theirs: Figures) -> None:
 
 
 @slow
-@given(series=glucose_series(largest_days=4))
+@given(series=glucose_series(largest_days=5))
 def test_pairs_equal_agata_with_any_gaps(series: Series) -> None:
     ours = plain_metrics(series.readings, INTERVAL_MINUTES)
     theirs = reference_metrics(series.readings, INTERVAL_MINUTES, ["agata_pairs"])
