@@ -11,31 +11,44 @@ from typing import TYPE_CHECKING, Any
 
 from playwright.sync_api import Error as PlaywrightError
 from playwright.sync_api import expect
-from superset_server import LONGEST_WAIT_MS, SupersetServer, log_in, wait_until_drawn
+from superset_server import (
+    ADMIN,
+    LONGEST_WAIT_MS,
+    PIXEL_HOST,
+    SupersetServer,
+    chart_names,
+    log_in,
+    wait_until_drawn,
+)
 
 from nightscout_lakehouse.lib.embedded_postgres import embedded_postgres, password_file, read_password
 from nightscout_lakehouse.lib.postgres_connection import PostgresConnection
 from nightscout_lakehouse.lib.serving import READER
 
 if TYPE_CHECKING:
-    from playwright.sync_api import Browser, Locator, Page, Response
+    from playwright.sync_api import Browser, Locator, Page, Response, ViewportSize
 
-WIDE = {"width": 1440, "height": 900}
-PHONE = {"width": 390, "height": 844}
+WIDE: ViewportSize = {"width": 1440, "height": 900}
+PHONE: ViewportSize = {"width": 390, "height": 844}
+EVENTS = "**/superset/log/**"
 RAW_NAME = re.compile(r"\b[a-z0-9]+_(?:[a-z0-9]+_)*(?:pct|dl|text|date|timestamp|label|minutes|count|rank|glucose)\b")
 
 
 @dataclass(frozen=True)
 class Visit:
-    """A browser that is logged in, with what its charts asked the database.
+    """A browser that is logged in, with what its charts asked the database; the lists are filled as it is used.
 
     Attributes:
         page: The open page.
-        queries: The SQL of each chart, filled as it is used.
+        queries: The SQL of each chart.
+        reached: Addresses that are not this machine's and that the page really reached.
+        faults: What the page complained of.
     """
 
     page: Page
     queries: list[str] = field(default_factory=list)
+    reached: list[str] = field(default_factory=list)
+    faults: list[str] = field(default_factory=list)
 
     def rows(self, title: str) -> Locator:
         """The rows of a table."""
@@ -54,14 +67,18 @@ class Visit:
 
 
 @contextlib.contextmanager
-def logged_in(server: SupersetServer, browser: Browser) -> Iterator[Visit]:
-    """A browser with a wide screen, logged in as admin."""
-    context = browser.new_context(viewport=WIDE)
+def logged_in(
+    server: SupersetServer, browser: Browser, user: tuple[str, str] = ADMIN, screen: ViewportSize = WIDE
+) -> Iterator[Visit]:
+    """A browser that is logged in as somebody."""
+    context = browser.new_context(viewport=screen)
     # The login page reports its events as it is left, not logged in yet; the answer's cookie must not come last.
-    context.route("**/superset/log/**", lambda route: route.abort())
+    context.route(EVENTS, lambda route: route.fulfill(status=200))
     found = Visit(context.new_page())
 
     def keep(response: Response) -> None:
+        if not response.url.startswith(("http://127.0.0.1", "data:", "blob:")):
+            found.reached.append(response.url)
         asked = response.request.post_data_json if "/api/v1/chart/data" in response.url else None
         if asked and response.ok and not asked["form_data"].get("viz_type", "").startswith("filter_"):
             # Where the page was left meanwhile, nobody has seen the chart.
@@ -69,9 +86,24 @@ def logged_in(server: SupersetServer, browser: Browser) -> Iterator[Visit]:
                 found.queries.extend(each["query"] for each in response.json()["result"])
 
     found.page.on("response", keep)
-    log_in(found.page, server)
+    found.page.on("console", lambda message: found.faults.append(message.text) if message.type == "error" else None)
+    found.page.on("pageerror", lambda error: found.faults.append(str(error)))
+    log_in(found.page, server, *user)
+    context.unroute(EVENTS)
     yield found
     context.close()
+
+
+def check_page(visit: Visit, charts: int) -> None:
+    """So many charts are on the page, it complained of nothing, nothing left the machine, and its cookie is safe."""
+    assert len(set(chart_names(visit.page))) == charts
+    assert visit.reached == []
+    blocked = [fault for fault in visit.faults if PIXEL_HOST in fault and "Content Security Policy" in fault]
+    # It is there, and it is blocked: without it this would prove nothing.
+    assert blocked
+    assert [fault for fault in visit.faults if fault not in blocked] == []
+    (session,) = [cookie for cookie in visit.page.context.cookies() if cookie["name"] == "session"]
+    assert (session["httpOnly"], session["sameSite"]) == (True, "Strict")
 
 
 @contextlib.contextmanager

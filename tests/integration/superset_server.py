@@ -11,18 +11,18 @@ from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 from unittest.mock import patch
 
 import httpx
 import psutil
+import yaml
 from free_ports import free_port
 from playwright.sync_api import Page
 from typer.testing import CliRunner
 
 from nightscout_lakehouse.cli import app
 from nightscout_lakehouse.demo import DemoServer, DemoStore, Person
-from nightscout_lakehouse.lib.dashboard.environment import SUPERSET_DIR
+from nightscout_lakehouse.lib.dashboard.environment import BUNDLE_DIR, SUPERSET_DIR
 from nightscout_lakehouse.lib.settings import Settings
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -32,7 +32,10 @@ IS_INSTALLED = (SUPERSET_DIR / ".venv" / "bin" / "gunicorn").is_file()
 # Anna is the person of the bundled demo server, with fewer days; Zoe's server has never had a reading.
 PEOPLE = {"anna": Person(seed=1), "ben": Person(seed=4), "zoe": None}
 DAYS = 35
-ADMIN_PASSWORD = "admin-of-the-tests-0123"
+ADMIN = ("admin", "admin-of-the-tests-0123")
+ADMIN_PASSWORD = ADMIN[1]
+# Somebody with the role for people who only look.
+VIEWER = ("viewer", "viewer-of-the-tests-0123")
 START_SECONDS = 400
 STILL_MS = 1500
 # On a busy machine; nothing waits longer than it has to.
@@ -73,6 +76,18 @@ class SupersetServer:
         client.headers["Referer"] = self.url
         client.headers["X-CSRFToken"] = client.get("/api/v1/security/csrf_token/").json()["result"]
         return client
+
+
+def add_viewer(admin: httpx.Client) -> None:
+    """Make `VIEWER`, unless another file has."""
+    name, password = VIEWER
+    if name in [each["username"] for each in admin.get("/api/v1/security/users/").json()["result"]]:
+        return
+    roles = admin.get("/api/v1/security/roles/", params={"q": "(page_size:100)"}).json()["result"]
+    (role,) = [each["id"] for each in roles if each["name"] == "Glucose viewer"]
+    person = {"username": name, "password": password, "first_name": "V", "last_name": "V", "email": "v@localhost"}
+    answer = admin.post("/api/v1/security/users/", json=person | {"active": True, "roles": [role]})
+    assert answer.status_code == 201, answer.text
 
 
 def run_lakehouse(environment: dict[str, str], *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -210,6 +225,8 @@ def wait_until_drawn(page: Page) -> None:
             return performance.now() - window.drawnSince > still;
         }""",
         arg=STILL_MS,
+        # Left to itself Playwright asks with each frame, a sixth of what the browser does then.
+        polling=100,
         timeout=LONGEST_WAIT_MS,
     )
 
@@ -255,6 +272,12 @@ def chart_names(page: Page) -> list[str]:
     return found
 
 
+def charts_of(name: str) -> set[str]:
+    """The uuids of the charts that the file of a dashboard names."""
+    position = yaml.safe_load((BUNDLE_DIR / name).read_text())["position"]
+    return {node["meta"]["uuid"] for node in position.values() if isinstance(node, dict) and node["type"] == "CHART"}
+
+
 def take_screenshot(page: Page, name: str) -> None:
     """A picture of the whole page, into the folder LAKEHOUSE_TEST_SCREENSHOTS where that is set."""
     if target := os.environ.get("LAKEHOUSE_TEST_SCREENSHOTS"):
@@ -266,15 +289,3 @@ def take_screenshot(page: Page, name: str) -> None:
         wait_until_drawn(page)
         page.screenshot(path=Path(target, f"{name}.png"), full_page=True)
         page.set_viewport_size(size)
-
-
-def watch_requests(page: Page) -> list[str]:
-    """Addresses that are not this machine's and that the page really reached; filled while it is used."""
-    reached: list[str] = []
-
-    def look(response: Any) -> None:
-        if not response.url.startswith(("http://127.0.0.1", "data:", "blob:")):
-            reached.append(response.url)
-
-    page.on("response", look)
-    return reached

@@ -1,4 +1,4 @@
-"""Superset as a user has it: what it shows, what comes back from the browser into files, and who gets in."""
+"""Superset as a user has it: what comes back from the browser into files, and who gets in."""
 
 from __future__ import annotations
 
@@ -10,22 +10,13 @@ import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import httpx
 import psutil
 import pytest
 import yaml
-from superset_server import (
-    ADMIN_PASSWORD,
-    PIXEL_HOST,
-    SupersetServer,
-    chart_names,
-    log_in,
-    open_dashboard,
-    take_screenshot,
-    watch_requests,
-)
+from superset_server import ADMIN_PASSWORD, VIEWER, SupersetServer, add_viewer, charts_of
 
 from nightscout_lakehouse.lib.dashboard.environment import BUNDLE_DIR
 from nightscout_lakehouse.lib.embedded_postgres import OWNER, SUPERUSER, embedded_postgres, password_file, read_password
@@ -33,12 +24,8 @@ from nightscout_lakehouse.lib.errors import ServingDatabaseError
 from nightscout_lakehouse.lib.postgres_connection import PostgresConnection
 from nightscout_lakehouse.lib.serving import READER
 
-if TYPE_CHECKING:
-    from playwright.sync_api import Browser
+pytestmark = [pytest.mark.e2e, pytest.mark.postgres]
 
-pytestmark = [pytest.mark.e2e, pytest.mark.postgres, pytest.mark.browser]
-
-VIEWER = ("viewer", "viewer-of-the-tests-0123")
 PAGES = [
     *("/superset/welcome/", "/superset/dashboard/glucose-monitoring/", "/dashboard/list/", "/chart/list/", "/explore/"),
     *("/sqllab/", "/users/", "/roles/", "/databaseview/list/", "/tablemodelview/list/", "/actionlog/list"),
@@ -57,13 +44,7 @@ def admin(superset: SupersetServer) -> Iterator[httpx.Client]:
 
 @pytest.fixture(scope="module")
 def viewer(superset: SupersetServer, admin: httpx.Client) -> Iterator[httpx.Client]:
-    """Somebody with the role for people who only look."""
-    roles = admin.get("/api/v1/security/roles/", params={"q": "(page_size:100)"}).json()["result"]
-    (role,) = [each["id"] for each in roles if each["name"] == "Glucose viewer"]
-    name, password = VIEWER
-    person = {"username": name, "password": password, "first_name": "V", "last_name": "V", "email": "v@localhost"}
-    answer = admin.post("/api/v1/security/users/", json=person | {"active": True, "roles": [role]})
-    assert answer.status_code == 201, answer.text
+    add_viewer(admin)
     with contextlib.closing(superset.client(*VIEWER)) as client:
         yield client
 
@@ -72,37 +53,6 @@ def viewer(superset: SupersetServer, admin: httpx.Client) -> Iterator[httpx.Clie
 def owner(superset: SupersetServer) -> Iterator[PostgresConnection]:
     with embedded_postgres(superset.home / "postgres") as connection:
         yield connection
-
-
-# What it shows
-
-
-@pytest.mark.parametrize("user", ["admin", "viewer"])
-def test_every_chart_draws_and_nothing_leaves_the_machine(
-    user: str, superset: SupersetServer, viewer: httpx.Client, browser: Browser
-) -> None:
-    context = browser.new_context(viewport={"width": 1440, "height": 900})
-    page = context.new_page()
-    reached, faults = watch_requests(page), list[str]()
-    page.on("console", lambda message: faults.append(message.text) if message.type == "error" else None)
-    page.on("pageerror", lambda error: faults.append(str(error)))
-    log_in(page, superset, *(("admin", ADMIN_PASSWORD) if user == "admin" else VIEWER))
-    open_dashboard(page, superset, "glucose-monitoring")
-    assert len(set(chart_names(page))) == len(charts_of("dashboards/glucose_monitoring.yaml"))
-    take_screenshot(page, f"glucose-monitoring-{user}")
-    assert reached == []
-    blocked = [fault for fault in faults if PIXEL_HOST in fault and "Content Security Policy" in fault]
-    # It is there, and it is blocked: without it this test would prove nothing.
-    assert blocked
-    assert [fault for fault in faults if fault not in blocked] == []
-    (session,) = [cookie for cookie in context.cookies() if cookie["name"] == "session"]
-    assert (session["httpOnly"], session["sameSite"]) == (True, "Strict")
-    context.close()
-
-
-def charts_of(name: str) -> set[str]:
-    position = yaml.safe_load((BUNDLE_DIR / name).read_text())["position"]
-    return {node["meta"]["uuid"] for node in position.values() if isinstance(node, dict) and node["type"] == "CHART"}
 
 
 # Files and back

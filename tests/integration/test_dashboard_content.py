@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from contextlib import closing
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
@@ -15,10 +16,10 @@ import yaml
 from dashboard_visit import (
     PHONE,
     RAW_NAME,
-    WIDE,
     Visit,
     check_clinic,
     check_figures,
+    check_page,
     chosen,
     clinic_rows,
     follow_link,
@@ -26,7 +27,15 @@ from dashboard_visit import (
     marts_of,
     rows,
 )
-from superset_server import SupersetServer, open_dashboard, take_screenshot, wait_until_drawn
+from superset_server import (
+    VIEWER,
+    SupersetServer,
+    add_viewer,
+    charts_of,
+    open_dashboard,
+    take_screenshot,
+    wait_until_drawn,
+)
 
 from nightscout_lakehouse.lib.dashboard.environment import BUNDLE_DIR
 from nightscout_lakehouse.lib.postgres_connection import PostgresConnection
@@ -45,6 +54,15 @@ def visit(superset: SupersetServer, browser: Browser) -> Iterator[Visit]:
         yield found
 
 
+@pytest.fixture
+def phone(superset: SupersetServer, browser: Browser) -> Iterator[Visit]:
+    """Of somebody who only looks."""
+    with closing(superset.client()) as admin:
+        add_viewer(admin)
+    with logged_in(superset, browser, VIEWER, PHONE) as found:
+        yield found
+
+
 @pytest.fixture(scope="module")
 def marts(superset: SupersetServer) -> Iterator[PostgresConnection]:
     with marts_of(superset) as found:
@@ -59,6 +77,7 @@ def test_the_figures_on_the_screen_are_those_of_the_marts(
     take_screenshot(visit.page, "content-wide")
     # Nobody has chosen a person: it is one all the same, from the first query on.
     assert [sql for sql in visit.queries if "'anna'" not in sql or "'ben'" in sql] == []
+    check_page(visit, len(charts_of("dashboards/glucose_monitoring.yaml")))
     check_figures(visit, marts, "anna")
     assert len(visit.table("Day by day")) == 7
     assert "ben" not in visit.page.locator(".dashboard-grid").inner_text().split()
@@ -110,13 +129,13 @@ def test_no_chart_asks_for_long(visit: Visit, marts: PostgresConnection) -> None
         assert min(times) < LONGEST_QUERY_MS, (times, sql)
 
 
-def test_a_phone_shows_the_same_one_below_the_other(superset: SupersetServer, visit: Visit) -> None:
-    visit.page.set_viewport_size(PHONE)
-    open_dashboard(visit.page, superset, "glucose-monitoring")
-    visit.page.locator(".chart-slice:visible").first.wait_for()
-    wait_until_drawn(visit.page)
-    take_screenshot(visit.page, "content-phone")
-    boxes: list[dict[str, Any]] = visit.page.locator(".chart-slice:visible").evaluate_all(
+def test_a_phone_shows_who_only_looks_the_same_one_below_the_other(phone: Visit, superset: SupersetServer) -> None:
+    open_dashboard(phone.page, superset, "glucose-monitoring")
+    check_page(phone, len(charts_of("dashboards/glucose_monitoring.yaml")))
+    phone.page.locator(".chart-slice:visible").first.wait_for()
+    wait_until_drawn(phone.page)
+    take_screenshot(phone.page, "content-phone")
+    boxes: list[dict[str, Any]] = phone.page.locator(".chart-slice:visible").evaluate_all(
         "all => all.map(each => ({name: each.dataset.testChartName, ...each.getBoundingClientRect().toJSON()}))"
     )
     assert len(boxes) >= 13
@@ -127,13 +146,12 @@ def test_a_phone_shows_the_same_one_below_the_other(superset: SupersetServer, vi
         assert box["width"] > 300, box
     for above, below in pairwise(boxes):
         assert above["bottom"] <= below["top"], (above, below)
-    assert visit.page.evaluate("document.documentElement.scrollWidth") <= PHONE["width"]
+    assert phone.page.evaluate("document.documentElement.scrollWidth") <= PHONE["width"]
 
 
 def test_the_clinic_sees_everybody_and_gets_to_one(
     superset: SupersetServer, visit: Visit, marts: PostgresConnection
 ) -> None:
-    visit.page.set_viewport_size(WIDE)
     before = clinic_rows(marts)
     open_dashboard(visit.page, superset, "clinic-overview")
     take_screenshot(visit.page, "content-clinic")
