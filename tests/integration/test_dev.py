@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -68,15 +69,21 @@ def _wait_for_the_ui(dev: subprocess.Popen[str], tmp_path: Path) -> None:
         time.sleep(0.05)
 
 
+def _started(dev: subprocess.Popen[str]) -> dict[psutil.Process, str]:
+    """What it has started, with the command lines; some of that ends soon."""
+    found = {}
+    for child in psutil.Process(dev.pid).children(recursive=True):
+        with suppress(psutil.NoSuchProcess):
+            found[child] = " ".join(child.cmdline())
+    return found
+
+
 def _postgres(home: Path) -> list[psutil.Process]:
     """The server of this lakehouse, which runs apart from whoever started it."""
     return [p for p in psutil.process_iter(["cmdline"]) if str(home) in " ".join(p.info["cmdline"] or [])]
 
 
-@pytest.mark.parametrize("sign", [signal.SIGINT, signal.SIGTERM], ids=["ctrl_c", "sigterm"])
-def test_opens_the_ui_and_stops_all_it_started(
-    sign: signal.Signals, dev: subprocess.Popen[str], port: int, tmp_path: Path
-) -> None:
+def test_opens_the_ui_and_stops_all_it_started(dev: subprocess.Popen[str], port: int, tmp_path: Path) -> None:
     _wait_for_the_ui(dev, tmp_path)
 
     answer: dict[str, Any] = httpx.post(
@@ -95,12 +102,31 @@ def test_opens_the_ui_and_stops_all_it_started(
     assert "0.0.0.0" not in commands
     assert "Warning" not in _printed(tmp_path)
 
-    dev.send_signal(sign)
+    dev.send_signal(signal.SIGINT)
     code = dev.wait(timeout=STOP_SECONDS)
     _, alive = psutil.wait_procs(started, timeout=30)
     assert alive == []
-    assert code == (0 if sign is signal.SIGINT else 128 + signal.SIGTERM)
+    assert code == 0
     assert "Traceback" not in _printed(tmp_path)
+
+
+def test_sigterm_stops_all_it_started_too(dev: subprocess.Popen[str], tmp_path: Path) -> None:
+    """Also while it is still starting, when Postgres and what loads the definitions are there."""
+    deadline = time.monotonic() + START_SECONDS
+    while not any("dagster api grpc" in command for command in _started(dev).values()):
+        assert dev.poll() is None, _printed(tmp_path)
+        assert time.monotonic() < deadline, _printed(tmp_path)
+        time.sleep(0.02)
+    postgres = _postgres(tmp_path / "a lakehouse")
+    assert postgres != []
+    started = [*_started(dev), *postgres]
+    dev.send_signal(signal.SIGTERM)
+    assert dev.wait(timeout=STOP_SECONDS) == 128 + signal.SIGTERM
+    _, alive = psutil.wait_procs(started, timeout=30)
+    assert alive == []
+    assert _postgres(tmp_path / "a lakehouse") == []
+    # What is interrupted while it imports says so; the command itself does not.
+    assert "nightscout_lakehouse/cli.py" not in _printed(tmp_path)
 
 
 def test_says_so_when_the_port_is_taken(port: int, tmp_path: Path) -> None:
