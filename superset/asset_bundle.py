@@ -28,6 +28,9 @@ Asset = dict[str, Any]
 METADATA_FILE: Final = "metadata.yaml"
 METADATA: Final = {"version": "1.0.0", "type": "assets"}
 
+# As safe, and ten times as quick where PyYAML comes with libyaml.
+_LOADER: Final = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+
 _COLUMN_DEFAULTS: Final[Asset] = {
     "verbose_name": None,
     "description": None,
@@ -230,13 +233,21 @@ def _assets(bundle: Mapping[str, str]) -> Iterator[tuple[str, Asset]]:
     for name, text in bundle.items():
         if _kind(name) in _DEFAULTS:
             try:
-                asset = yaml.safe_load(text)
+                asset = _parsed(text)
             except yaml.MarkedYAMLError as error:
                 line = f" in line {error.problem_mark.line + 1}" if error.problem_mark else ""
                 raise BundleError(f"{name} is not valid YAML{line}: {error.problem}.") from None
             if not isinstance(asset, dict) or "uuid" not in asset:
                 raise BundleError(f"{name} is not an asset with a uuid.")
             yield name, asset
+
+
+def _parsed(text: str) -> Any:
+    try:
+        return yaml.load(text, Loader=_LOADER)  # noqa: S506
+    except yaml.MarkedYAMLError:
+        # libyaml counts a line too many where a file ends too early.
+        return yaml.safe_load(text)
 
 
 def _kind(name: str) -> str:
