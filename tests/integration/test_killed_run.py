@@ -48,6 +48,10 @@ def folder() -> Iterator[Path]:
     parent = Path(tempfile.mkdtemp(prefix="lakehouse-test-"))
     parent.chmod(0o711)
     yield parent
+    # There is one where the test has failed.
+    for child in multiprocessing.active_children():
+        child.kill()
+        child.join()
     shutil.rmtree(parent)
 
 
@@ -81,12 +85,12 @@ def kill_when(run: ForkServerProcess, is_reached: Callable[[], bool]) -> None:
         assert time.monotonic() < deadline
         time.sleep(0.005)
     run.kill()
-    run.join()
+    run.join(60)
     assert run.exitcode == -signal.SIGKILL
 
 
 def complete(run: ForkServerProcess) -> None:
-    run.join()
+    run.join(200)
     assert run.exitcode == 0
 
 
