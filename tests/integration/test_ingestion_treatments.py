@@ -140,18 +140,18 @@ def test_times_in_every_form_are_found_land_once_and_are_seen_to_go(
         "nonsense",
     ]
     store.treatments += [treatment(number, 0, created_at=form) for number, form in enumerate(forms)]
-    tick = make_tick(reread_days_per_tick=30)
+    tick = make_tick(reread_days_per_tick=100)
     assert tick().history_complete
     assert len(tick.rows("distinct nightscout_id")) == len(forms)
     assert tick.rows("quarantine_reason", "kind = 'quarantined'") == [("timestamp_too_old",), ("unreadable_timestamp",)]
     assert tick.rows("count(distinct treatment_timestamp)", "quarantine_reason is null") == [(5 + 5,)]
-    for _ in range(20):
+    for _ in range(7):
         report = tick.read()
         assert (report.landed, report.deletions) == (0, 0)
     # The digits of an epoch, JavaScript's text and text with an offset, all of 400 days ago but one.
     gone = [4, 9, 14, 29, 40]
     remove(store, *gone)
-    for _ in range(19):
+    for _ in range(6):
         tick.read()
     tick()
     assert [row[0] for row in tick.rows("nightscout_id", "is_deleted")] == [f"{number:024x}" for number in gone]
