@@ -98,32 +98,45 @@ def _folder() -> Iterator[Path]:
 
 @dataclass(frozen=True)
 class Shared:
-    """One lakehouse for all that only look at it, and what its first run printed."""
+    """One lakehouse for all that only look at it, and what its first runs printed."""
 
     home: Path
     url: str
     store: DemoStore
+    empty_run: Result
+    marts_of_nothing: list[dict[str, Any]]
     first_run: Result
 
 
 @pytest.fixture(scope="module")
 def shared() -> Iterator[Shared]:
-    store = DemoStore.of(Person(seed=5), days=20, now=lambda: datetime.now(UTC))
+    # A server whose clock stands still sends nothing new by itself.
+    begin = datetime.now(UTC) - timedelta(minutes=15)
+    store = DemoStore.of(Person(seed=5), days=16, now=lambda: begin)
     for number, changes in enumerate(BAD_DOCUMENTS.values(), start=1):
         store.put(document(number, 60 + number, **changes))
     store.put(document(99, 25 * 1440, sgv="142"))
     options = DemoOptions(default_roles="denied", tokens={TOKEN: "readable"}, auth_fail_delay_seconds=0)
     folder = _folder()
     home = next(folder)
-    with DemoServer(store, options) as server, pytest.MonkeyPatch.context() as patch:
+    with (
+        DemoServer(DemoStore()) as nothing,
+        DemoServer(store, options) as server,
+        pytest.MonkeyPatch.context() as patch,
+    ):
         patch.setenv("LAKEHOUSE_HOME", str(home))
         patch.setenv("DAGSTER_HOME", "")
+        patch.setenv("OPENLINEAGE_DISABLED", "true")
+        with patch.context() as of_nothing:
+            of_nothing.setenv("NIGHTSCOUT_URL", nothing.url)
+            of_nothing.setenv("NIGHTSCOUT_SITE", "empty")
+            empty_run = lakehouse("run")
         patch.setenv("NIGHTSCOUT_URL", server.url)
         patch.setenv("NIGHTSCOUT_TOKEN", TOKEN)
-        first_run = lakehouse("run")
         # Each command would start the embedded Postgres and stop it again.
         with serving_database(load_settings()):
-            yield Shared(home, server.url, store, first_run)
+            marts_of_nothing = rows("select count(*) as n from mart_glucose_overview", "--marts")
+            yield Shared(home, server.url, store, empty_run, marts_of_nothing, lakehouse("run"))
     next(folder, None)
 
 
@@ -159,6 +172,13 @@ def test_without_a_command_the_commands_are_listed() -> None:
 
 
 # run
+
+
+def test_a_run_of_an_empty_site_builds_everything_and_says_so(site: Shared) -> None:
+    assert site.empty_run.exit_code == 0, site.empty_run.output
+    assert "no readings" in site.empty_run.stdout
+    assert "No new reading on any site." in site.empty_run.stdout
+    assert site.marts_of_nothing == [{"n": 0}]
 
 
 def test_a_run_prints_each_sites_figures_and_where_to_look(site: Shared) -> None:
@@ -201,26 +221,62 @@ def test_nothing_else_is_lost_and_a_number_as_text_is_a_reading(site: Shared) ->
         "select count(*) filter (kind = 'sgv' and not is_duplicate) as readings,"
         " (select count(*) from intermediate.int_glucose_enriched) as enriched from lake.nightscout_entries"
     )
-    assert counts["readings"] == counts["enriched"] > 5000
+    assert counts["readings"] == counts["enriched"] > 4000
 
 
-def test_after_a_run_that_fails_another_fetches_a_fraction_and_stores_nothing_twice(
-    site: Shared, monkeypatch: pytest.MonkeyPatch
+def test_after_a_run_that_fails_another_takes_what_is_new_though_one_of_its_sites_is_gone(
+    site: Shared, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    before = rows("select count(*) as n from lake.nightscout_entries")
-    figures = "select * from curated.dim_glucose_date order by reading_date"
+    count = "select count(*) as n from lake.nightscout_entries where site = 'default'"
+    before = rows(count)
+    figures = "select * from curated.dim_glucose_date where site = 'default' order by reading_date"
     figures_before = rows(figures)
+    monkeypatch.setenv("NIGHTSCOUT_MAX_ATTEMPTS", "1")
     with monkeypatch.context() as patch:
         failing_run(patch)
-    assert rows("select count(*) as n from lake.nightscout_entries") == before
+    assert rows(count) == before
     assert rows(figures) == figures_before
-    result = lakehouse("run")
-    assert result.exit_code == 0, result.output
+
+    # Beside it one that is new, with a single reading.
+    single = DemoStore()
+    single.put(document(1, 5))
+    site.store.put(document(100, 1))
+    monkeypatch.delenv("NIGHTSCOUT_URL")
+    with DemoServer(single) as server:
+        sites = [("good", server.url), ("gone", "http://127.0.0.1:9")]
+        (tmp_path / "sites.toml").write_text(
+            f'[[sites]]\nname = "default"\nurl = "{site.url}"\ntoken_env = "NIGHTSCOUT_TOKEN"\n'
+            + "\n".join(f'[[sites]]\nname = "{name}"\nurl = "{url}"\ntimezone = "UTC"' for name, url in sites)
+        )
+        result = lakehouse("run")
+        check = lakehouse("sites", "check")
+    (tmp_path / "sites.toml").unlink()
+    assert result.exit_code == check.exit_code == 1
+    assert "Site gone: http://127.0.0.1:9 gave no usable answer" in result.stderr
+    assert "Site good" not in result.stderr
+    assert "Site default" not in result.stderr
+    assert "No new reading" not in result.stdout
+
+    # It fetches a fraction and stores nothing twice.
     (line,) = [line for line in result.stdout.splitlines() if line.startswith("default ")]
     fetched, stored = (int(text.replace(",", "")) for text in re.findall(r" ([\d,]+)(?= )", line)[:2])
     assert fetched < 2000
-    assert stored <= 3
-    assert rows("select count(*) as n from lake.nightscout_entries")[0]["n"] - before[0]["n"] <= 3
+    assert stored == 1
+    assert rows(count)[0]["n"] - before[0]["n"] == 1
+    assert rows(figures)[:-1] == figures_before[:-1]
+
+    assert re.search(r"^good +1 +1 +0 .* 100\.0 ", result.stdout, re.M)
+    assert re.search(r"^good .* 15\.0\.7 ", check.stdout, re.M)
+    assert re.search(r"^gone ", check.stdout, re.M)
+    assert "the connection was refused" in " ".join(check.stdout.split())
+    assert rows("select site, reading_count from curated.dim_site where site like 'go%' order by site") == [
+        {"site": "gone", "reading_count": 0},
+        {"site": "good", "reading_count": 1},
+    ]
+    assert rows("select glucose_mg_dl from mart_glucose_current where site = 'good'", "--marts") == [
+        {"glucose_mg_dl": 120.0}
+    ]
+    assert rows("select count(*) as n from mart_glucose_recent where site = 'good'", "--marts") == [{"n": 1}]
 
 
 def failing_run(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -233,76 +289,39 @@ def failing_run(monkeypatch: pytest.MonkeyPatch) -> None:
     broken.stop()
 
 
-def test_an_empty_site_then_one_that_fails_beside_one_with_a_single_reading(
-    own: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    store = DemoStore()
-    monkeypatch.setenv("NIGHTSCOUT_SITE", "good")
-    with DemoServer(store) as server:
-        monkeypatch.setenv("NIGHTSCOUT_URL", server.url)
-        empty = lakehouse("run")
-        assert empty.exit_code == 0, empty.output
-        assert "no readings" in empty.stdout
-        assert "No new reading on any site." in empty.stdout
-        assert rows("select count(*) as n from mart_glucose_overview", "--marts") == [{"n": 0}]
-
-        # What comes after a run that failed is stored, and of two sites the one that can be read.
-        with monkeypatch.context() as patch:
-            failing_run(patch)
-        store.put(document(1, 5))
-        monkeypatch.delenv("NIGHTSCOUT_URL")
-        sites = [("good", server.url), ("gone", "http://127.0.0.1:9")]
-        (tmp_path / "sites.toml").write_text(
-            "\n".join(f'[[sites]]\nname = "{name}"\nurl = "{url}"\ntimezone = "UTC"' for name, url in sites)
-        )
-        result = lakehouse("run")
-        check = lakehouse("sites", "check")
-        (tmp_path / "sites.toml").unlink()
-        assert result.exit_code == check.exit_code == 1
-        assert "Site gone: http://127.0.0.1:9 gave no usable answer" in result.stderr
-        assert "Site good" not in result.stderr
-        assert re.search(r"^good +1 +1 +0 ", result.stdout, re.M)
-        assert "100.0" in result.stdout
-        assert "No new reading" not in result.stdout
-        assert re.search(r"^good .* 15\.0\.7 ", check.stdout, re.M)
-        assert re.search(r"^gone ", check.stdout, re.M)
-        assert "the connection was refused" in " ".join(check.stdout.split())
-        assert rows("select site, reading_count from curated.dim_site order by site") == [
-            {"site": "gone", "reading_count": 0},
-            {"site": "good", "reading_count": 1},
-        ]
-        assert rows("select glucose_mg_dl from mart_glucose_current where site = 'good'", "--marts") == [
-            {"glucose_mg_dl": 120.0}
-        ]
-        assert rows("select count(*) as n from mart_glucose_recent", "--marts") == [{"n": 1}]
-
-
 HTML = "<!doctype html><title>Log in</title>"
 
 
-@pytest.mark.parametrize(
-    ("answer", "message"),
-    [
-        pytest.param(send(401, '{"status": 401}'), "refuses to be read (HTTP 401)", id="wrong token"),
-        pytest.param(send(404, "Cannot GET", "text/html"), "no Nightscout API (HTTP 404)", id="wrong page"),
-        pytest.param(send(200, HTML, "text/html"), "sends an HTML page instead of JSON", id="HTML"),
-        pytest.param(send(200, '[{"_id": "a", "sg'), "the JSON is cut off or malformed", id="truncated JSON"),
-        pytest.param(cut_off, "gave no usable answer in 1 attempt", id="connection cut"),
-    ],
-)
-def test_a_server_that_answers_wrongly_is_named_with_the_reason(
-    own: Path, monkeypatch: pytest.MonkeyPatch, answer: Answer, message: str
+WRONG_ANSWERS: dict[str, tuple[Answer, str]] = {
+    "token": (send(401, '{"status": 401}'), "refuses to be read (HTTP 401)"),
+    "page": (send(404, "Cannot GET", "text/html"), "no Nightscout API (HTTP 404)"),
+    "html": (send(200, HTML, "text/html"), "sends an HTML page instead of JSON"),
+    "cut": (send(200, '[{"_id": "a", "sg'), "the JSON is cut off or malformed"),
+    "closed": (cut_off, "gave no usable answer in 1 attempt"),
+}
+
+
+def test_each_server_that_answers_wrongly_is_named_with_the_reason(
+    own: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    server = ScriptedServer()
-    server.answers = [answer]
-    server.start()
-    monkeypatch.setenv("NIGHTSCOUT_URL", server.url)
+    servers = {name: ScriptedServer() for name in WRONG_ANSWERS}
+    for name, server in servers.items():
+        server.answers = [WRONG_ANSWERS[name][0]]
+        server.start()
     monkeypatch.setenv("NIGHTSCOUT_TOKEN", TOKEN)
+    (tmp_path / "sites.toml").write_text(
+        "".join(
+            f'[[sites]]\nname = "{name}"\nurl = "{server.url}"\ntoken_env = "NIGHTSCOUT_TOKEN"\n'
+            for name, server in servers.items()
+        )
+    )
     result = lakehouse("run")
-    server.stop()
+    for server in servers.values():
+        server.stop()
     assert result.exit_code == 1
-    assert message in result.stderr
-    assert "Site default" in result.stderr
+    said = " ".join(result.stderr.split())
+    for name, (_, message) in WRONG_ANSWERS.items():
+        assert re.search(f"Site {name}: (?:(?!Site ).)*{re.escape(message)}", said), name
 
 
 @pytest.mark.parametrize(
@@ -340,7 +359,7 @@ def test_a_second_writer_is_sent_away_at_once(site: Shared) -> None:
 def test_status_shows_each_sites_rows_and_cursor(site: Shared) -> None:
     result = lakehouse("status")
     assert result.exit_code == 0
-    (readings,) = rows("select count(*) as n from curated.fact_glucose_readings")
+    (readings,) = rows("select count(*) as n from curated.fact_glucose_readings where site = 'default'")
     (line,) = [line for line in result.stdout.splitlines() if line.startswith("default ")]
     assert f"{readings['n']:,}" in line
     assert "complete" in line
