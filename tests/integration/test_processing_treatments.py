@@ -454,6 +454,10 @@ def test_a_warehouse_from_before_the_collections_keeps_its_accounting(settings: 
     with connect(settings, settings.warehouse_path) as old:
         old.execute("create schema ops")
         old.execute(
+            "create table ops.sites (site varchar primary key, timezone varchar not null, timezone_source varchar"
+            " not null, sensor_interval_minutes double not null, updated_at timestamptz not null)"
+        )
+        old.execute(
             "create table ops.batches (site varchar, batch bigint, documents bigint, stored bigint, duplicates bigint,"
             " quarantined bigint, deletions bigint, processed_at timestamptz, primary key (site, batch))"
         )
@@ -467,4 +471,7 @@ def test_a_warehouse_from_before_the_collections_keeps_its_accounting(settings: 
     process_sites([SITE], settings, lake, TREATMENTS)
     with open_warehouse(settings) as warehouse:
         found = warehouse.execute("select collection, site, batch, documents from ops.batches order by all").fetchall()
+        sites = warehouse.execute("select site, sensor_interval_minutes from ops.sites").fetchall()
+    # Such a warehouse knew the interval of every site.
+    assert sites == [("anna", None)]
     assert found == [("nightscout_entries", "anna", 1, 10), ("nightscout_treatments", "anna", 1, 1)]
