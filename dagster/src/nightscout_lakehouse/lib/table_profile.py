@@ -6,9 +6,9 @@ from datetime import UTC, date, datetime
 from typing import Any
 
 import duckdb
+from psycopg2.extensions import cursor as PsycopgCursor  # noqa: N812 - psycopg2 spells its class in lower case
 
 from nightscout_lakehouse.lib.partition_counts import LiveRows, live_rows
-from nightscout_lakehouse.lib.postgres_connection import PostgresConnection
 
 PREVIEW_ROWS = 5
 _LONGEST_CELL = 120
@@ -61,27 +61,26 @@ def profile_warehouse(
     return replace(profile, bytes=size_bytes)
 
 
-def profile_postgres(connection: PostgresConnection, table: str, *, like: TableProfile | None = None) -> TableProfile:
+def profile_postgres(cursor: PsycopgCursor, table: str, *, like: TableProfile | None = None) -> TableProfile:
     """The profile of a table of Postgres, named with its schema.
 
     Args:
-        connection: Who asks.
+        cursor: Of an open transaction: a connection for each table would cost more than what is asked.
         table: The table.
         like: Profile of the table that this one is a copy of: then no row of the copy is read.
     """
-    with connection.transaction() as opened, opened.cursor() as cursor:
 
-        def rows(query: str) -> Rows:
-            cursor.execute(query)
-            return cursor.fetchall()
+    def rows(query: str) -> Rows:
+        cursor.execute(query)
+        return cursor.fetchall()
 
-        columns = rows(
-            "select attname, format_type(atttypid, atttypmod) from pg_attribute"
-            f" where attrelid = '{table}'::regclass and attnum > 0 and not attisdropped order by attnum"
-        )
-        ((size_bytes,),) = rows(f"select nullif(pg_total_relation_size('{table}'::regclass), 0)")
-        types = tuple((row[0], row[1]) for row in columns)
-        return replace(like or _profile(rows, table, types), columns=types, bytes=size_bytes)
+    columns = rows(
+        "select attname, format_type(atttypid, atttypmod) from pg_attribute"
+        f" where attrelid = '{table}'::regclass and attnum > 0 and not attisdropped order by attnum"
+    )
+    ((size_bytes,),) = rows(f"select nullif(pg_total_relation_size('{table}'::regclass), 0)")
+    types = tuple((row[0], row[1]) for row in columns)
+    return replace(like or _profile(rows, table, types), columns=types, bytes=size_bytes)
 
 
 def markdown_table(names: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:

@@ -50,13 +50,15 @@ def published_curated_tables(lakehouse: LakehouseResource) -> Iterator[dg.Materi
         report = publish(warehouse, lakehouse.postgres)
         # Publishing has compared them: what the copies hold is what the warehouse holds.
         originals = {name: profile_warehouse(warehouse, f"curated.{name}") for name in TABLE_NAMES}
+    with lakehouse.postgres.transaction() as opened, opened.cursor() as cursor:
+        copies = {name: profile_postgres(cursor, f"curated.{name}", like=originals[name]) for name in TABLE_NAMES}
     reports = {table.table: table for table in report.tables}
     for name in TABLE_NAMES:
         table = reports.get(name, TableReport(name, considered=0, inserted=0, updated=0, deleted=0, bytes_sent=0))
         yield dg.MaterializeResult(
             asset_key=published_key(name),
             metadata={
-                **table_metadata(profile_postgres(lakehouse.postgres, f"curated.{name}", like=originals[name])),
+                **table_metadata(copies[name]),
                 "inserted": table.inserted,
                 "updated": table.updated,
                 "deleted": table.deleted,

@@ -121,7 +121,8 @@ def _profiles(lakehouse: LakehouseResource, result: DbtBuildResult, target: Targ
     """The tables and views that were built, by model; an incremental model in DuckDB does not say what it wrote."""
     built = {node.name: node for node in result.nodes if node.relation and node.status == "success"}
     if target == "postgres":
-        return {name: profile_postgres(lakehouse.postgres, str(node.relation)) for name, node in built.items()}
+        with lakehouse.postgres.transaction() as opened, opened.cursor() as cursor:
+            return {name: profile_postgres(cursor, str(node.relation)) for name, node in built.items()}
     with open_warehouse(lakehouse.settings) as warehouse:
         return {
             name: profile_warehouse(warehouse, str(node.relation), live_rows_of=node.live_rows_of)
