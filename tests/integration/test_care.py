@@ -148,13 +148,16 @@ def course() -> Iterator[Course]:
         patch.chdir(folder)
         settings = load_settings()
         prepare_environment(settings)
-        outcome = execute_job("nightscout_pipeline")
-        assert outcome.errors == []
-        lakehouse("report", PERSON)
-        with superset(settings) as cursor:
-            cursor.execute("create table charts (name text); insert into charts values ('My own chart')")
-        result = lakehouse("backup", str(folder / "saved"))
-        yield Course(settings, folder, folder / "saved", result, {name: figures(name) for name in ("anna", PERSON)})
+        # Each of these would start the embedded Postgres and stop it again.
+        with serving_database(settings):
+            outcome = execute_job("nightscout_pipeline")
+            assert outcome.errors == []
+            lakehouse("report", PERSON)
+            with superset(settings) as cursor:
+                cursor.execute("create table charts (name text); insert into charts values ('My own chart')")
+            result = lakehouse("backup", str(folder / "saved"))
+            before = {name: figures(name) for name in ("anna", PERSON)}
+        yield Course(settings, folder, folder / "saved", result, before)
     shutil.rmtree(folder)
 
 

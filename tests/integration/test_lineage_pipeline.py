@@ -40,6 +40,8 @@ from nightscout_lakehouse.lib.settings import DBT_PROJECT_DIR, Settings, load_se
 from nightscout_lakehouse.lib.warehouse import connect
 
 TOKEN, API_SECRET, DATABASE_PASSWORD = "reader-0123456789abcdef", "an api secret 42", "pass/word @7"
+# As that of other tests: dbt parses the project anew for each other name.
+DATABASE = "lakehouse_of_a_test"
 Event = dict[str, Any]
 
 # Columns of the curated models and marts that are made of no other column: how many rows there are, and words that the
@@ -122,17 +124,17 @@ def dataset(each: Event) -> DatasetName:
 def recorded(postgres_server: Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Recorded]:
     folder = tmp_path_factory.mktemp("lineage")
     login = sql.Identifier("lineage_owner")
-    for statement in ("drop database if exists lineage", "drop role if exists lineage_owner"):
+    for statement in (f"drop database if exists {DATABASE}", "drop role if exists lineage_owner"):
         postgres_server.run_as_superuser(sql.SQL(statement))
     postgres_server.run_as_superuser(
         sql.SQL("create role {} login createrole password {}").format(login, sql.Literal(DATABASE_PASSWORD))
     )
-    postgres_server.run_as_superuser(sql.SQL("create database lineage owner {}").format(login))
+    postgres_server.run_as_superuser(sql.SQL("create database {} owner {}").format(sql.Identifier(DATABASE), login))
     owner = replace(
         postgres_server.owner,
         user="lineage_owner",
         password=type(postgres_server.owner.password)(DATABASE_PASSWORD),
-        database="lineage",
+        database=DATABASE,
     )
     receiver = Receiver()
     is_stopping = threading.Event()
@@ -187,7 +189,7 @@ def recorded(postgres_server: Server, tmp_path_factory: pytest.TempPathFactory) 
         receiver.wait_for(len(events))
         receiver.stop()
         yield Recorded(settings, owner, first, second, events, tuple(receiver.events), received_in_first)
-    postgres_server.run_as_superuser(sql.SQL("drop database lineage with (force)"))
+    postgres_server.run_as_superuser(sql.SQL("drop database {} with (force)").format(sql.Identifier(DATABASE)))
     postgres_server.run_as_superuser(sql.SQL("drop role lineage_owner"))
 
 
@@ -226,7 +228,7 @@ def test_the_graph_is_one_and_every_name_in_it_is_somebodys_output(recorded: Rec
     api = {DatasetName("nightscout", f"api/v1/{name}") for name in ("entries", "treatments", "devicestatus", "profile")}
     # What each run did is told by the runs, not made by a step.
     postgres = f"postgres://{recorded.owner.host}:{recorded.owner.port}"
-    told = {DatasetName(postgres, f"lineage.ops.{table}") for table in ("pipeline_runs", "pipeline_run_sites")}
+    told = {DatasetName(postgres, f"{DATABASE}.ops.{table}") for table in ("pipeline_runs", "pipeline_run_sites")}
     assert read - set(written) == api | {drop} | told
     models = [job for job in written.values() if (DBT_PROJECT_DIR / "models").rglob(f"{job}.sql")]
     assert len(models) == len(written)
@@ -246,7 +248,7 @@ def test_the_graph_is_one_and_every_name_in_it_is_somebodys_output(recorded: Rec
     warehouse = str(recorded.settings.warehouse_path).replace("a lakehouse", "a_lakehouse")
     assert {each.namespace for each in written} == {"file", f"duckdb://{warehouse}", postgres}
     assert DatasetName("file", f"{lake}/processed/nightscout_entries") in written
-    assert DatasetName(postgres, "lineage.curated.dim_glucose_date") in written
+    assert DatasetName(postgres, f"{DATABASE}.curated.dim_glucose_date") in written
     symlink = recorded.complete("processed_nightscout_entries")["outputs"][0]["facets"]["symlinks"]["identifiers"][0]
     assert symlink["name"] == "warehouse.lake.nightscout_entries"
 
@@ -278,7 +280,7 @@ def test_time_in_range_comes_from_sgv(recorded: Recorded) -> None:
         for each in [*event["inputs"], *event["outputs"]]
         if "schema" in each["facets"]
     }
-    bookkeeping = {"warehouse.ops.sites", "lineage.ops.pipeline_runs", "lineage.ops.pipeline_run_sites"}
+    bookkeeping = {"warehouse.ops.sites", f"{DATABASE}.ops.pipeline_runs", f"{DATABASE}.ops.pipeline_run_sites"}
     wrong = [
         (where, column)
         for sources in made_of.values()
