@@ -290,8 +290,9 @@ class DbtProject:
         return [
             *("--project-dir", str(DBT_PROJECT_DIR), "--profiles-dir", str(DBT_PROJECT_DIR)),
             *("--target", target, "--target-path", str(self._target_dir(target))),
-            # All goes to the log file, nothing to the terminal.
-            *("--log-path", str(self._settings.dbt_dir / "logs"), "--log-level", "none", "--no-use-colors"),
+            # What went wrong goes to the log file, nothing to the terminal.
+            *("--log-path", str(self._settings.dbt_dir / "logs"), "--log-level-file", "warn"),
+            *("--log-level", "none", "--no-use-colors"),
             # Only lineage reads the artefacts; to write them costs as much as building some models.
             "--no-write-json" if self._settings.openlineage_disabled else "--write-json",
         ]
