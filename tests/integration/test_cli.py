@@ -106,6 +106,7 @@ class Shared:
     empty_run: Result
     marts_of_nothing: list[dict[str, Any]]
     first_run: Result
+    sites_check: Result
 
 
 @pytest.fixture(scope="module")
@@ -117,10 +118,13 @@ def shared() -> Iterator[Shared]:
         store.put(document(number, 60 + number, **changes))
     store.put(document(99, 25 * 1440, sgv="142"))
     options = DemoOptions(default_roles="denied", tokens={TOKEN: "readable"}, auth_fail_delay_seconds=0)
+    single = DemoStore()
+    single.put(document(200, 5))
     folder = _folder()
     home = next(folder)
     with (
         DemoServer(DemoStore()) as nothing,
+        DemoServer(single) as good,
         DemoServer(store, options) as server,
         pytest.MonkeyPatch.context() as patch,
     ):
@@ -131,12 +135,21 @@ def shared() -> Iterator[Shared]:
             of_nothing.setenv("NIGHTSCOUT_URL", nothing.url)
             of_nothing.setenv("NIGHTSCOUT_SITE", "empty")
             empty_run = lakehouse("run")
-        patch.setenv("NIGHTSCOUT_URL", server.url)
         patch.setenv("NIGHTSCOUT_TOKEN", TOKEN)
         # Each command would start the embedded Postgres and stop it again.
         with serving_database(load_settings()):
             marts_of_nothing = rows("select count(*) as n from mart_glucose_overview", "--marts")
-            yield Shared(home, server.url, store, empty_run, marts_of_nothing, lakehouse("run"))
+            with patch.context() as of_three:
+                sites = home.parent / "sites.toml"
+                sites.write_text(
+                    f'[[sites]]\nname = "default"\nurl = "{server.url}"\ntoken_env = "NIGHTSCOUT_TOKEN"\n'
+                    f'[[sites]]\nname = "good"\nurl = "{good.url}"\ntimezone = "UTC"\n'
+                    '[[sites]]\nname = "gone"\nurl = "http://127.0.0.1:9"\ntimezone = "UTC"\n'
+                )
+                of_three.setenv("LAKEHOUSE_SITES_FILE", str(sites))
+                of_three.setenv("NIGHTSCOUT_MAX_ATTEMPTS", "1")
+                first_run, check = lakehouse("run"), lakehouse("sites", "check")
+            yield Shared(home, server.url, store, empty_run, marts_of_nothing, first_run, check)
     next(folder, None)
 
 
@@ -183,7 +196,6 @@ def test_a_run_of_an_empty_site_builds_everything_and_says_so(site: Shared) -> N
 
 def test_a_run_prints_each_sites_figures_and_where_to_look(site: Shared) -> None:
     result = site.first_run
-    assert result.exit_code == 0, result.output
     (line,) = [line for line in result.stdout.splitlines() if line.startswith("default ")]
     fetched, stored, duplicates, quarantined, deleted = (
         int(text.replace(",", "")) for text in re.findall(r" ([\d,]+)(?= )", line)[:5]
@@ -194,7 +206,8 @@ def test_a_run_prints_each_sites_figures_and_where_to_look(site: Shared) -> None
     (figures,) = rows(
         "select 100.0 * count(*) filter (glucose_mg_dl between 70 and 180) / count(*) as tir,"
         " avg(glucose_mg_dl) as mean from curated.fact_glucose_readings"
-        " where reading_date > (select max(reading_date) - 14 from curated.fact_glucose_readings)"
+        " where site = 'default'"
+        " and reading_date > (select max(reading_date) - 14 from curated.fact_glucose_readings where site = 'default')"
     )
     shown = f"{figures['tir']:.1f} {figures['mean']:.0f} {3.31 + 0.02392 * figures['mean']:.1f}"
     assert shown in re.sub(r" +", " ", line)
@@ -224,48 +237,14 @@ def test_nothing_else_is_lost_and_a_number_as_text_is_a_reading(site: Shared) ->
     assert counts["readings"] == counts["enriched"] > 4000
 
 
-def test_after_a_run_that_fails_another_takes_what_is_new_though_one_of_its_sites_is_gone(
-    site: Shared, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    count = "select count(*) as n from lake.nightscout_entries where site = 'default'"
-    before = rows(count)
-    figures = "select * from curated.dim_glucose_date where site = 'default' order by reading_date"
-    figures_before = rows(figures)
-    monkeypatch.setenv("NIGHTSCOUT_MAX_ATTEMPTS", "1")
-    with monkeypatch.context() as patch:
-        failing_run(patch)
-    assert rows(count) == before
-    assert rows(figures) == figures_before
-
-    # Beside it one that is new, with a single reading.
-    single = DemoStore()
-    single.put(document(1, 5))
-    site.store.put(document(100, 1))
-    monkeypatch.delenv("NIGHTSCOUT_URL")
-    with DemoServer(single) as server:
-        sites = [("good", server.url), ("gone", "http://127.0.0.1:9")]
-        (tmp_path / "sites.toml").write_text(
-            f'[[sites]]\nname = "default"\nurl = "{site.url}"\ntoken_env = "NIGHTSCOUT_TOKEN"\n'
-            + "\n".join(f'[[sites]]\nname = "{name}"\nurl = "{url}"\ntimezone = "UTC"' for name, url in sites)
-        )
-        result = lakehouse("run")
-        check = lakehouse("sites", "check")
-    (tmp_path / "sites.toml").unlink()
-    assert result.exit_code == check.exit_code == 1
-    assert "Site gone: http://127.0.0.1:9 gave no usable answer" in result.stderr
-    assert "Site good" not in result.stderr
-    assert "Site default" not in result.stderr
-    assert "No new reading" not in result.stdout
-
-    # It fetches a fraction and stores nothing twice.
-    (line,) = [line for line in result.stdout.splitlines() if line.startswith("default ")]
-    fetched, stored = (int(text.replace(",", "")) for text in re.findall(r" ([\d,]+)(?= )", line)[:2])
-    assert fetched < 2000
-    assert stored == 1
-    assert rows(count)[0]["n"] - before[0]["n"] == 1
-    assert rows(figures)[:-1] == figures_before[:-1]
-
-    assert re.search(r"^good +1 +1 +0 .* 100\.0 ", result.stdout, re.M)
+def test_a_site_that_is_gone_is_named_and_keeps_none_waiting(site: Shared) -> None:
+    run, check = site.first_run, site.sites_check
+    assert run.exit_code == check.exit_code == 1
+    assert "Site gone: http://127.0.0.1:9 gave no usable answer" in run.stderr
+    assert "Site good" not in run.stderr
+    assert "Site default" not in run.stderr
+    assert re.search(r"^good +1 +1 +0 .* 100\.0 ", run.stdout, re.M)
+    assert "No new reading" not in run.stdout
     assert re.search(r"^good .* 15\.0\.7 ", check.stdout, re.M)
     assert re.search(r"^gone ", check.stdout, re.M)
     assert "the connection was refused" in " ".join(check.stdout.split())
@@ -277,6 +256,27 @@ def test_after_a_run_that_fails_another_takes_what_is_new_though_one_of_its_site
         {"glucose_mg_dl": 120.0}
     ]
     assert rows("select count(*) as n from mart_glucose_recent where site = 'good'", "--marts") == [{"n": 1}]
+
+
+def test_after_a_run_that_fails_another_fetches_a_fraction_and_stores_nothing_twice(
+    site: Shared, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = rows("select count(*) as n from lake.nightscout_entries")
+    figures = "select * from curated.dim_glucose_date order by site, reading_date"
+    figures_before = rows(figures)
+    with monkeypatch.context() as patch:
+        patch.setenv("NIGHTSCOUT_MAX_ATTEMPTS", "1")
+        failing_run(patch)
+    assert rows("select count(*) as n from lake.nightscout_entries") == before
+    assert rows(figures) == figures_before
+    result = lakehouse("run")
+    assert result.exit_code == 0, result.output
+    (line,) = [line for line in result.stdout.splitlines() if line.startswith("default ")]
+    fetched, stored = (int(text.replace(",", "")) for text in re.findall(r" ([\d,]+)(?= )", line)[:2])
+    assert fetched < 2000
+    assert stored == 0
+    assert rows("select count(*) as n from lake.nightscout_entries") == before
+    assert rows(figures) == figures_before
 
 
 def failing_run(monkeypatch: pytest.MonkeyPatch) -> None:
