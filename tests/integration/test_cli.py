@@ -19,6 +19,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import dagster as dg
 import httpx
 import pytest
 from click.testing import Result
@@ -153,6 +154,26 @@ def shared() -> Iterator[Shared]:
     next(folder, None)
 
 
+def drop_files(folder: Path) -> Path:
+    """An export of 300 readings, and a file that is none; returns that one."""
+    folder.mkdir(parents=True)
+    begin = datetime(2026, 1, 15, 8, tzinfo=UTC)
+    readings = (f"{begin + timedelta(minutes=5 * n):%Y-%m-%dT%H:%M:%SZ},{100 + n % 50}" for n in range(300))
+    (folder / "a.csv").write_text("\n".join(("timestamp,glucose_mg_dl", *readings, "")))
+    (folder / "bad.csv").write_text("a,b\n1,2\n")
+    return folder / "bad.csv"
+
+
+def failed_checks() -> list[str]:
+    """The asset checks of the last run that failed with severity ERROR."""
+    with dg.DagsterInstance.get() as instance:
+        (run,) = instance.get_runs(limit=1)
+        records = instance.get_records_for_run(run.run_id, of_type=dg.DagsterEventType.ASSET_CHECK_EVALUATION).records
+    events = [record.event_log_entry.dagster_event for record in records]
+    checks = [event.asset_check_evaluation_data for event in events if event is not None]
+    return [check.check_name for check in checks if not check.passed and check.severity is dg.AssetCheckSeverity.ERROR]
+
+
 @pytest.fixture
 def site(shared: Shared, monkeypatch: pytest.MonkeyPatch) -> Shared:
     monkeypatch.setenv("LAKEHOUSE_HOME", str(shared.home))
@@ -285,7 +306,9 @@ def failing_run(monkeypatch: pytest.MonkeyPatch) -> None:
     broken.answers = [send(200, '[{"_id": "a", "sg')]
     broken.start()
     monkeypatch.setenv("NIGHTSCOUT_URL", broken.url)
-    assert lakehouse("run").exit_code == 1
+    result = lakehouse("run")
+    assert result.exit_code == 1
+    assert "No site could be read" in result.stderr
     broken.stop()
 
 
@@ -386,18 +409,58 @@ def test_sites_check_fails_with_a_wrong_token(site: Shared, monkeypatch: pytest.
     assert "refuses to be read" in " ".join(result.stdout.split())
 
 
-def test_backfill_finds_an_old_edit_now(site: Shared) -> None:
+def test_backfill_finds_an_old_edit_now_and_takes_files_though_a_site_is_gone(
+    site: Shared, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (old,) = rows(
-        "select nightscout_id from curated.fact_glucose_readings order by reading_timestamp offset 800 limit 1"
+        "select nightscout_id from curated.fact_glucose_readings where site = 'default'"
+        " order by reading_timestamp offset 800 limit 1"
     )
     held = site.store.get(old["nightscout_id"])
     assert held is not None
     site.store.put({**held, "sgv": 71})
-    result = lakehouse("backfill", "--since", (datetime.now(UTC) - timedelta(days=40)).strftime("%Y-%m-%d"))
-    assert result.exit_code == 0, result.output
-    assert "documents read again, 1 new or changed, 0 deleted" in result.stdout
-    query = f"select glucose_mg_dl from curated.fact_glucose_readings where nightscout_id = '{old['nightscout_id']}'"
-    assert rows(query) == [{"glucose_mg_dl": 71.0}]
+    command = ("backfill", "--since", (datetime.now(UTC) - timedelta(days=40)).strftime("%Y-%m-%d"))
+    bad_file = drop_files(site.home / "drop" / "anna")
+    sites = tmp_path / "sites.toml"
+    sites.write_text(
+        f'[[sites]]\nname = "default"\nurl = "{site.url}"\ntoken_env = "NIGHTSCOUT_TOKEN"\n'
+        '[[sites]]\nname = "gone"\nurl = "http://127.0.0.1:9"\ntimezone = "UTC"\n'
+    )
+    with monkeypatch.context() as patch:
+        patch.delenv("NIGHTSCOUT_URL")
+        patch.setenv("NIGHTSCOUT_MAX_ATTEMPTS", "1")
+        result = lakehouse(*command)
+        assert failed_checks() == ["every_site_was_read", "every_file_was_read"]
+        assert result.exit_code == 1
+        assert result.stderr.count("Error: ") == 2
+        assert "Site gone: http://127.0.0.1:9 gave no usable answer" in result.stderr
+        assert "bad.csv: its header is none of those known" in result.stderr
+        assert "documents read again, 1 new or changed, 0 deleted" in result.stdout
+        query = f"select glucose_mg_dl from curated.fact_glucose_readings where nightscout_id = '{held['_id']}'"
+        assert rows(query) == [{"glucose_mg_dl": 71.0}]
+        of_files = "select count(*) as n from curated.fact_glucose_readings where site = 'anna'"
+        assert rows(of_files) == [{"n": 300}]
+
+        # No demo person beside one's own files, and no server at all.
+        sites.unlink()
+        alone = lakehouse("run")
+    assert failed_checks() == ["every_file_was_read"]
+    assert alone.exit_code == 1
+    assert alone.stderr.count("Error: ") == 1
+    assert rows(of_files) == [{"n": 300}]
+    assert rows("select distinct site from lake.nightscout_entries order by site") == [
+        {"site": name} for name in ("anna", "default", "good")
+    ]
+    bad_file.unlink()
+
+    # And where nothing is wrong.
+    with DemoServer(DemoStore()) as nothing:
+        monkeypatch.setenv("NIGHTSCOUT_URL", nothing.url)
+        monkeypatch.setenv("NIGHTSCOUT_SITE", "empty")
+        monkeypatch.delenv("NIGHTSCOUT_TOKEN")
+        empty = lakehouse(*command)
+    assert empty.exit_code == 0, empty.output
+    assert "0 documents read again, 0 new or changed, 0 deleted" in empty.stdout
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,6 @@ from typer.testing import CliRunner
 
 from nightscout_lakehouse.cli import app
 from nightscout_lakehouse.demo import DemoServer, DemoStore, Person
-from nightscout_lakehouse.instance import execute_job, prepare_environment
 from nightscout_lakehouse.lib.dbt_project import DbtProject
 from nightscout_lakehouse.lib.errors import ConfigurationError
 from nightscout_lakehouse.lib.ingestion import ingest_sites
