@@ -453,6 +453,7 @@ def test_nothing_that_a_document_holds_stops_the_others(settings: Settings, lake
 def test_a_warehouse_from_before_the_collections_keeps_its_accounting(settings: Settings, lake: Lake) -> None:
     with connect(settings, settings.warehouse_path) as old:
         old.execute("create schema ops")
+        # The interval of every sensor had to be known; anna's is not.
         old.execute(
             "create table ops.sites (site varchar primary key, timezone varchar not null, timezone_source varchar"
             " not null, sensor_interval_minutes double not null, updated_at timestamptz not null)"
@@ -462,16 +463,10 @@ def test_a_warehouse_from_before_the_collections_keeps_its_accounting(settings: 
             " quarantined bigint, deletions bigint, processed_at timestamptz, primary key (site, batch))"
         )
         old.execute("insert into ops.batches values ('anna', 1, 10, 8, 1, 1, 0, now())")
-        # The interval of every sensor had to be known; anna's is not.
-        old.execute(
-            "create table ops.sites (site varchar primary key, timezone varchar not null, timezone_source varchar not"
-            " null, sensor_interval_minutes double not null, updated_at timestamptz not null)"
-        )
     process(settings, lake, [treatment(1)])
     process_sites([SITE], settings, lake, TREATMENTS)
     with open_warehouse(settings) as warehouse:
         found = warehouse.execute("select collection, site, batch, documents from ops.batches order by all").fetchall()
         sites = warehouse.execute("select site, sensor_interval_minutes from ops.sites").fetchall()
-    # Such a warehouse knew the interval of every site.
     assert sites == [("anna", None)]
     assert found == [("nightscout_entries", "anna", 1, 10), ("nightscout_treatments", "anna", 1, 1)]
