@@ -30,12 +30,11 @@
   The literal bounds let DuckDB skip the rows of other years; and the `or`, which would have it look at every row of
   the table, is there only when a whole site has changed.
 #}
-{% macro is_of_changed_days(changes, alias='', days_before=1, days_after=1) -%}
+{% macro is_of_changed_days(changes, alias='', days_before=1, days_after=1, bounds=none) -%}
     {%- set prefix = alias ~ '.' if alias else '' -%}
     {%- if execute -%}
-        {%- set found = run_query(
-            "select count(*) filter (reading_date is null), min(reading_date) - " ~ days_before
-            ~ ", max(reading_date) + " ~ days_after ~ " from " ~ changes
+        {%- set found = bounds or run_query(
+            "select " ~ bounds_of_days(days_before, days_after) ~ " from " ~ changes
         ).rows[0] -%}
         (
         {%- if found[1] is not none %}
@@ -62,6 +61,13 @@
     {%- else -%}
         true
     {%- endif -%}
+{%- endmacro %}
+
+{# Of changes: how many are of whole sites, and the first and the last day that is computed again. #}
+{% macro bounds_of_days(days_before, days_after) -%}
+    count(*) filter (reading_date is null),
+    min(reading_date) - {{ days_before }},
+    max(reading_date) + {{ days_after }}
 {%- endmacro %}
 
 {# Literal bounds on the partitions that the recomputed days lie in: DuckDB skips files by literals, not by joins. #}
