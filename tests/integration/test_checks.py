@@ -151,11 +151,11 @@ def test_a_warehouse_that_was_lost_is_tested_whole(project: DbtProject, settings
 def test_rows_without_a_day_are_found_at_every_tick(project: DbtProject, settings: Settings, lake: Lake) -> None:
     execute(settings, f"update curated.dim_glucose_date set reading_date = null where reading_date = '{OLD_DAY}'")
     land(settings, lake, 2, entry(100, 31))
-    with pytest.raises(DbtError, match="not_null_dim_glucose_date_reading_date") as failed:
+    with pytest.raises(DbtError, match="one_row_per_dim_glucose_date_site__reading_date") as failed:
         project.build("duckdb", [*READINGS, "dim_glucose_date"])
     log = settings.dbt_dir / "logs" / "dbt.log"
     assert failed.value.hint == f"The details are in {log}."
-    assert "not_null_dim_glucose_date_reading_date" in log.read_text()
+    assert "one_row_per_dim_glucose_date_site__reading_date" in log.read_text()
 
 
 def test_a_model_passes_only_with_all_of_its_tests() -> None:

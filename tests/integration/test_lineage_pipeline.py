@@ -376,7 +376,7 @@ def test_events_say_what_ran_what_was_checked_and_whose_it_is(recorded: Recorded
     tests = recorded.complete("mart_glucose_overview.checks")
     assertions = tests["inputs"][0]["inputFacets"]["dataQualityAssertions"]["assertions"]
     assert dataset(tests["inputs"][0]) == dataset(mart["outputs"][0])
-    assert any(each["assertion"] == "not_null" and each["column"] == "site" for each in assertions)
+    assert any(each["assertion"] == "not_null" and each["column"] == "time_in_range_pct" for each in assertions)
     assert all(each["success"] for each in assertions if each["severity"] == "error")
     expectations = recorded.complete("validate_enriched_readings")["inputs"][0]
     assert expectations["name"] == "warehouse.intermediate.int_glucose_enriched"

@@ -1,6 +1,11 @@
 {% test one_row_per(model, columns) %}
+-- A key of which a part is not known is no key.
 select {{ columns | join(", ") }}
 from {{ model }}
 group by {{ columns | join(", ") }}
-having count(*) > 1
+having
+    count(*) > 1
+    {%- for column in columns %}
+    or {{ column }} is null
+    {%- endfor %}
 {% endtest %}
