@@ -2,6 +2,7 @@
 
 import gc
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -48,14 +49,21 @@ class _TogetherInOneProcess(LoadFileScheduling):
         return "superset" if Path(scope).name.startswith("test_dashboard") else scope
 
 
+@pytest.fixture(autouse=True, scope="session")
+def _no_lineage() -> Iterator[None]:
+    """Lineage is off, also for what modules of tests share; the tests of lineage switch it on."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OPENLINEAGE_DISABLED", "true")
+        yield
+
+
 @pytest.fixture(autouse=True)
-def _own_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def _own_environment(_no_lineage: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     for field in Settings.model_fields.values():
         monkeypatch.delenv(str(field.validation_alias), raising=False)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("LAKEHOUSE_HOME", str(tmp_path / "a lakehouse"))
     monkeypatch.setenv("DAGSTER_DISABLE_TELEMETRY", "1")
-    # The tests of lineage switch it on.
     monkeypatch.setenv("OPENLINEAGE_DISABLED", "true")
 
 

@@ -143,6 +143,8 @@ def course() -> Iterator[Course]:
             "LAKEHOUSE_SITES_FILE": str(sites),
             "TEST_TOKEN": TOKEN,
             "DAGSTER_HOME": "",
+            # Its events name people, too.
+            "OPENLINEAGE_DISABLED": "false",
         }.items():
             patch.setenv(name, value)
         patch.chdir(folder)
