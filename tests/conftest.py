@@ -32,7 +32,7 @@ def pytest_collection_finish() -> None:
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
     """How many processes `-n auto` starts: one more than there are cores, since tests wait for servers and browsers.
 
-    On two cores three end a fifth sooner than two, and four no sooner: each costs ten seconds of imports and parsing.
+    On two cores three end a fifth sooner than two, and four no sooner: each costs some seconds of imports.
     """
     fitting = psutil.virtual_memory().available // BYTES_PER_PROCESS
     return max(1, min((os.cpu_count() or 1) + 1, MOST_PROCESSES, int(fitting)))

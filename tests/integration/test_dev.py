@@ -83,7 +83,10 @@ def _postgres(home: Path) -> list[psutil.Process]:
     return [p for p in psutil.process_iter(["cmdline"]) if str(home) in " ".join(p.info["cmdline"] or [])]
 
 
-def test_opens_the_ui_and_stops_all_it_started(dev: subprocess.Popen[str], port: int, tmp_path: Path) -> None:
+@pytest.mark.parametrize("sign", [signal.SIGINT, signal.SIGTERM], ids=["ctrl_c", "sigterm"])
+def test_opens_the_ui_and_stops_all_it_started(
+    sign: signal.Signals, dev: subprocess.Popen[str], port: int, tmp_path: Path
+) -> None:
     _wait_for_the_ui(dev, tmp_path)
 
     answer: dict[str, Any] = httpx.post(
@@ -102,16 +105,16 @@ def test_opens_the_ui_and_stops_all_it_started(dev: subprocess.Popen[str], port:
     assert "0.0.0.0" not in commands
     assert "Warning" not in _printed(tmp_path)
 
-    dev.send_signal(signal.SIGINT)
+    dev.send_signal(sign)
     code = dev.wait(timeout=STOP_SECONDS)
     _, alive = psutil.wait_procs(started, timeout=30)
     assert alive == []
-    assert code == 0
+    assert code == (0 if sign is signal.SIGINT else 128 + signal.SIGTERM)
     assert "Traceback" not in _printed(tmp_path)
 
 
-def test_sigterm_stops_all_it_started_too(dev: subprocess.Popen[str], tmp_path: Path) -> None:
-    """Also while it is still starting, when Postgres and what loads the definitions are there."""
+def test_sigterm_stops_all_it_started_while_it_is_still_starting(dev: subprocess.Popen[str], tmp_path: Path) -> None:
+    """When Postgres and what loads the definitions are there."""
     deadline = time.monotonic() + START_SECONDS
     while not any("dagster api grpc" in command for command in _started(dev).values()):
         assert dev.poll() is None, _printed(tmp_path)
