@@ -53,7 +53,7 @@
 #}
 {% macro incremental_shape(relation) -%}
     {%- set row = run_query(
-        "select exists (from ops.checks where model = '" ~ relation.identifier ~ "'), " ~ bounds_of_days(3, 3)
+        "select exists (from ops.checks where model = '" ~ relation.identifier ~ "'), " ~ columns_of_bounds()
         ~ " from " ~ changes_since_check(relation.identifier)
     ).rows[0] -%}
     {%- set has = namespace(site=false) -%}

@@ -135,8 +135,6 @@
             episodes.site = recomputed.site
             and episodes.start_timestamp > recomputed.window_start
             and episodes.start_timestamp < recomputed.window_end
-    {%- else -%}
-        select 1
     {%- endif -%}
 {%- endmacro %}
 
@@ -149,7 +147,5 @@
             gaps.site = changed.site
             and gaps.end_date >= changed.first_day
             and gaps.start_date <= changed.last_day
-    {%- else -%}
-        select 1
     {%- endif -%}
 {%- endmacro %}

@@ -33,12 +33,12 @@
 {% macro is_of_changed_days(changes, alias='', days_before=1, days_after=1, bounds=none) -%}
     {%- set prefix = alias ~ '.' if alias else '' -%}
     {%- if execute -%}
-        {%- set found = bounds or run_query(
-            "select " ~ bounds_of_days(days_before, days_after) ~ " from " ~ changes
-        ).rows[0] -%}
+        {%- set found = bounds or bounds_of_days(changes) -%}
+        {%- set days = modules.datetime.timedelta -%}
         (
         {%- if found[1] is not none %}
-            {{ prefix }}reading_date between date '{{ found[1] }}' and date '{{ found[2] }}'
+            {{ prefix }}reading_date
+                between date '{{ found[1] - days(days_before) }}' and date '{{ found[2] + days(days_after) }}'
             and ({{ prefix }}site, {{ prefix }}reading_date) in (
                 select
                     changes.site,
@@ -63,11 +63,20 @@
     {%- endif -%}
 {%- endmacro %}
 
-{# Of changes: how many are of whole sites, and the first and the last day that is computed again. #}
-{% macro bounds_of_days(days_before, days_after) -%}
-    count(*) filter (reading_date is null),
-    min(reading_date) - {{ days_before }},
-    max(reading_date) + {{ days_after }}
+{#
+  Of changes: how many are of whole sites, and the first and the last day. Asked once for a model, which uses them in
+  several places: `model` is the same in all of them.
+#}
+{% macro bounds_of_days(changes) -%}
+    {%- set kept = model.setdefault('bounds_of_days', {}) -%}
+    {%- if changes not in kept -%}
+        {%- do kept.update({changes: run_query("select " ~ columns_of_bounds() ~ " from " ~ changes).rows[0]}) -%}
+    {%- endif -%}
+    {%- do return(kept[changes]) -%}
+{%- endmacro %}
+
+{% macro columns_of_bounds() -%}
+    count(*) filter (reading_date is null), min(reading_date), max(reading_date)
 {%- endmacro %}
 
 {# Literal bounds on the partitions that the recomputed days lie in: DuckDB skips files by literals, not by joins. #}
@@ -107,8 +116,6 @@
 {% macro delete_recomputed_days(days_before=1, days_after=1) -%}
     {%- if is_incremental() -%}
         delete from {{ this }} where {{ is_recomputed(this.name, '', days_before, days_after) }}
-    {%- else -%}
-        select 1
     {%- endif -%}
 {%- endmacro %}
 
@@ -116,8 +123,6 @@
 {% macro delete_recomputed_sites() -%}
     {%- if is_incremental() -%}
         delete from {{ this }} where {{ is_recomputed_site(this.name) }}
-    {%- else -%}
-        select 1
     {%- endif -%}
 {%- endmacro %}
 

@@ -71,7 +71,5 @@
             sessions.site = recomputed.site
             and sessions.session_start >= recomputed.window_start
             and sessions.session_start < recomputed.window_end
-    {%- else -%}
-        select 1
     {%- endif -%}
 {%- endmacro %}

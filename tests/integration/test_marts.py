@@ -123,7 +123,7 @@ def ranges(values: list[float]) -> dict[str, int]:
     }
 
 
-def test_the_marts_say_what_was_sent(marts: PostgresConnection) -> None:
+def test_the_marts_say_what_was_sent(marts: PostgresConnection, settings: Settings) -> None:
     _time_in_range(marts)
     _overview(marts)
     _current(marts)
@@ -133,6 +133,7 @@ def test_the_marts_say_what_was_sent(marts: PostgresConnection) -> None:
     _patterns(marts)
     _episodes(marts)
     _sensor_sessions(marts)
+    _descriptions(marts, settings)
     _metrics(marts)
     _comparison(marts)
     _dashboard_current(marts)
@@ -604,3 +605,43 @@ def _stale_limit(marts: PostgresConnection) -> None:
 
 def shown_text(mg_dl: float, unit: str) -> str:
     return f"{shown(mg_dl, unit):.{UNITS[unit][1]}f}"
+
+
+def _descriptions(marts: PostgresConnection, settings: Settings) -> None:
+    """Every table and view, and every column of them, says in its database what the YAML says."""
+    manifest = json.loads(DbtProject(settings).prepare_manifest().read_text())
+    models = [node for node in manifest["nodes"].values() if node["resource_type"] == "model"]
+    expected = {
+        (model["schema"], model["name"], column): described["description"]
+        for model in models
+        for column, described in [("", model), *model["columns"].items()]
+    }
+    found = {
+        (row["table_schema"], row["table_name"], row["column_name"]): row["description"]
+        for row in rows(
+            marts,
+            """
+            select n.nspname as table_schema, c.relname as table_name, coalesce(a.attname, '') as column_name,
+                d.description
+            from pg_class as c
+            inner join pg_namespace as n on c.relnamespace = n.oid
+            inner join pg_description as d on d.objoid = c.oid and d.classoid = 'pg_class'::regclass
+            left join pg_attribute as a on a.attrelid = c.oid and a.attnum = d.objsubid and d.objsubid > 0
+            where n.nspname = 'marts'
+            """,
+        )
+    }
+    with open_warehouse(settings) as warehouse:
+        described = warehouse.execute(
+            """
+            select schema_name, table_name, column_name, comment from duckdb_columns() where comment is not null
+            union all
+            select schema_name, table_name, '', comment from duckdb_tables() where comment is not null
+            union all
+            select schema_name, view_name, '', comment from duckdb_views() where comment is not null
+            """
+        ).fetchall()
+    found |= {tuple(names): comment for *names, comment in described}
+    assert len(expected) > 500
+    assert any("'" in description for description in expected.values())
+    assert found == expected
