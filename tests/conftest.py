@@ -22,6 +22,11 @@ MOST_PROCESSES = 6
 gc.disable()
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the files that take longest, so that at the end no process works on while the others have nothing."""
+    items.sort(key=lambda item: item.get_closest_marker("e2e") is None)
+
+
 def pytest_collection_finish() -> None:
     """Leave what was imported out of garbage collections: a third of the time of collecting tests, 5 % of the rest."""
     gc.freeze()

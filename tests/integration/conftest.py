@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from chromium import CHROMIUM, MISSING, launched
 from psycopg2 import sql
 
 from nightscout_lakehouse.lib.embedded_postgres import SUPERUSER, embedded_postgres, password_file, read_password
@@ -100,13 +101,8 @@ def superset() -> "Iterator[SupersetServer]":
 
 @pytest.fixture(scope="module")
 def browser() -> "Iterator[Browser]":
-    """Chromium, ended with the module: Playwright cannot run twice in a process at the same time."""
-    from playwright.sync_api import sync_playwright
-    from superset_server import CHROMIUM, CHROMIUM_ARGUMENTS
-
+    """Chromium, ended with the module."""
     if CHROMIUM is None:
-        pytest.skip("there is no Chromium; `apt-get install chromium` brings it")
-    with sync_playwright() as playwright:
-        running = playwright.chromium.launch(executable_path=CHROMIUM, args=CHROMIUM_ARGUMENTS)
+        pytest.skip(MISSING)
+    with launched() as running:
         yield running
-        running.close()

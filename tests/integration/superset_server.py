@@ -25,8 +25,6 @@ from nightscout_lakehouse.demo import DemoServer, DemoStore, Person
 from nightscout_lakehouse.lib.dashboard.environment import BUNDLE_DIR, SUPERSET_DIR
 from nightscout_lakehouse.lib.settings import Settings
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-CHROMIUM_ARGUMENTS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"]
 IS_INSTALLED = (SUPERSET_DIR / ".venv" / "bin" / "gunicorn").is_file()
 
 # Anna is the person of the bundled demo server, with fewer days; Zoe's server has never had a reading.

@@ -5,6 +5,7 @@ import math
 from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from datetime import UTC, date, datetime, time, timedelta
+from functools import cache
 from statistics import fmean, stdev
 from typing import Any
 from zoneinfo import ZoneInfo
@@ -305,8 +306,13 @@ def on_the_targets() -> Readings:
     return [(start + timedelta(minutes=5 * slot), float(values[slot % 100])) for slot in range(1400)]
 
 
+@cache
+def demo_people() -> dict[str, Readings]:
+    """Two of them; a second of computing, which only the process that runs these tests shall take."""
+    return {"anna": demo_readings(1, 100), "ben": demo_readings(2, 20)}
+
+
 NOON = datetime(2026, 10, 25, 11, tzinfo=UTC)
-DEMO_PEOPLE: dict[str, Readings] = {"anna": demo_readings(1, 100), "ben": demo_readings(2, 20)}
 PEOPLE: dict[str, Readings] = {
     "one": [(NOON.astimezone(BERLIN), 100.0)],
     # Nothing for ten minutes around midnight, then a reading that is the newest day's only one.
@@ -331,7 +337,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Settings:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("LAKEHOUSE_HOME", str(tmp_path_factory.mktemp("lakehouse")))
         settings = load_settings()
-        build(settings, Lake.open(settings), DEMO_PEOPLE | PEOPLE)
+        build(settings, Lake.open(settings), demo_people() | PEOPLE)
     return settings
 
 
@@ -345,7 +351,7 @@ def test_differences_that_are_all_the_same_have_no_spread(built: Settings) -> No
 
 
 def test_demo_people(built: Settings) -> None:
-    settings, people = built, DEMO_PEOPLE
+    settings, people = built, demo_people()
     for site, readings in people.items():
         assert_everything(settings, site, readings)
         assert_intervals(metric_rows(settings, site), site, readings)

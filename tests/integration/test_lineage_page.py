@@ -1,8 +1,6 @@
 """The page of the lineage in a real browser: readable with many tables, and a click shows where a column goes."""
 
 import os
-import shutil
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -10,19 +8,13 @@ from typing import Any
 import lineage_events as made
 import pytest
 from openlineage.client.event_v2 import RunEvent, RunState
-from playwright.sync_api import Browser, Page, Route, sync_playwright
+from playwright.sync_api import Browser, Page, Route
 
 from nightscout_lakehouse.lib.lineage.event_log import EventLog
 from nightscout_lakehouse.lib.lineage.graph import build_graph
 from nightscout_lakehouse.lib.lineage.page import write_page
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-ARGUMENTS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"]
-
-pytestmark = [
-    pytest.mark.browser,
-    pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium; `apt-get install chromium` brings it"),
-]
+pytestmark = pytest.mark.browser
 
 OVERLAPPING = """() => {
   const boxes = [...document.querySelectorAll(".card")].map(each => each.getBoundingClientRect());
@@ -65,14 +57,6 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
         made.write(events, folder / "events.ndjson")
         addresses[name] = write_page(build_graph(EventLog(folder).events()), folder, made.BEGIN).as_uri()
     return addresses
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with sync_playwright() as playwright:
-        running = playwright.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
-        yield running
-        running.close()
 
 
 def opened(browser: Browser, address: str, width: int = 1440, height: int = 900, scheme: Any = "light") -> Opened:
