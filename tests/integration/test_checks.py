@@ -16,12 +16,12 @@ from nightscout_lakehouse.lib.dbt_project import DbtBuildResult, DbtError, DbtPr
 from nightscout_lakehouse.lib.ingestion import write_batch
 from nightscout_lakehouse.lib.lake import Lake
 from nightscout_lakehouse.lib.nightscout_client import documents_from_json
-from nightscout_lakehouse.lib.nightscout_collections import ENTRIES, TREATMENTS
+from nightscout_lakehouse.lib.nightscout_collections import ENTRIES, TREATMENTS, Collection
 from nightscout_lakehouse.lib.partition_counts import counts_query, live_rows
 from nightscout_lakehouse.lib.processing import process_sites
 from nightscout_lakehouse.lib.settings import Settings, load_settings
 from nightscout_lakehouse.lib.sites import Site
-from nightscout_lakehouse.lib.summary import collection_overview
+from nightscout_lakehouse.lib.summary import CollectionOverview, collection_overview
 from nightscout_lakehouse.lib.warehouse import connect, open_warehouse
 
 MODELS = ["tag:stg", "tag:int", "tag:curated"]
@@ -184,6 +184,10 @@ def test_the_counts_of_partitions_are_those_of_their_rows(settings: Settings, la
             query = "select * exclude (collection, site) from ops.partitions where collection = 'nightscout_entries'"
             return warehouse.execute(f"{query} order by all").fetchall()
 
+    def shown(collection: Collection) -> CollectionOverview:
+        with connect(settings, settings.warehouse_path, read_only=True) as warehouse:
+            return collection_overview(warehouse, collection)
+
     with connect(settings, settings.warehouse_path, read_only=True) as warehouse:
         view = "(select * from lake.nightscout_entries)"
         expected = warehouse.execute(f"from ({counts_query(ENTRIES, view)}) order by all").fetchall()
@@ -194,7 +198,7 @@ def test_the_counts_of_partitions_are_those_of_their_rows(settings: Settings, la
         found = live_rows(warehouse, ENTRIES.name)
     assert counted() == expected
     assert (found.row_count, found.first_time, found.last_time) == live
-    overview = collection_overview(settings, ENTRIES)
+    overview = shown(ENTRIES)
     assert (overview.live_rows, overview.first_time, overview.last_time) == live
     assert sum(overview.rows_by_kind.values()) == sum(row[4] for row in expected)
     assert sum(overview.quarantine_by_reason.values()) == overview.rows_by_kind["quarantined"] == 1
@@ -203,4 +207,4 @@ def test_the_counts_of_partitions_are_those_of_their_rows(settings: Settings, la
     execute(settings, "delete from ops.partitions")
     land(settings, lake, 4)
     assert counted() == expected
-    assert collection_overview(settings, TREATMENTS).live_rows == 0
+    assert shown(TREATMENTS).live_rows == 0

@@ -22,7 +22,8 @@ from nightscout_lakehouse.lib.settings import Settings
 from nightscout_lakehouse.lib.sites import Site
 from nightscout_lakehouse.lib.warehouse import open_warehouse
 
-NOW = datetime.now(UTC).replace(microsecond=0)
+# Never at a full minute, so that a time written without its seconds is another one.
+NOW = (datetime.now(UTC) - timedelta(minutes=1)).replace(second=30, microsecond=0)
 TOKEN = "admin-0123456789abcdef"
 DAY_MINUTES = 1440
 

@@ -22,11 +22,14 @@ import logging
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from contextvars import copy_context
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime, timedelta
+from functools import cached_property
 from typing import Any
 
+import duckdb
 import pyarrow as pa
 
 from nightscout_lakehouse.lib.errors import LakehouseError
@@ -274,6 +277,7 @@ class SiteReader:
         self._report = SiteIngestion(site=site.name, collection=collection.name)
         self._started = time.monotonic()
         self._landed_ids: set[str] = set()
+        self._opened = ExitStack()
         processing = lake.read_json(processing_state_file(site.name, collection))
         processed = (processing or {}).get("processed_batch", 0)
         # Processed batches may lie in a file together (`lakehouse compact`): their numbers are taken.
@@ -297,10 +301,11 @@ class SiteReader:
 
     def read(self, *, since: datetime | None = None, until: datetime | None = None) -> SiteIngestion:
         """Read what a tick reads, and with `since` everything from there to `until` again."""
-        if self._collection.time_field is None:
-            self._read_list()
-        else:
-            self._read_windows(since, until)
+        with self._opened:
+            if self._collection.time_field is None:
+                self._read_list()
+            else:
+                self._read_windows(since, until)
         self._state = replace(self._state, read_at=self._now().isoformat())
         self._save_state()
         return self.report
@@ -576,32 +581,36 @@ class SiteReader:
             known |= self._held(far, f"date_ms < 0 or date_ms >= {FAR_FUTURE_MS - 1}")
         return known
 
+    @cached_property
+    def _engine(self) -> duckdb.DuckDBPyConnection:
+        """One DuckDB for all windows: to open one takes longer than most of what it is asked."""
+        return self._opened.enter_context(connect(self._settings))
+
     def _held(self, files: Sequence[str], condition: str) -> dict[str, _Known]:
         if not files:
             return {}
-        with connect(self._settings) as connection:
-            rows = connection.execute(
-                f"""
+        rows = self._engine.execute(
+            f"""
+            select
+                nightscout_id,
+                -- What was in the future is not any more: the clock of this machine was wrong. It lands again.
+                case when is_past then '' else document_hash end,
+                month,
+                date_ms,
+                epoch_ms({self._collection.time_column})
+            from read_parquet({sql_list(self._lake.duckdb_path(f) for f in files)},
+                              hive_partitioning = true, hive_types = {{'month': 'varchar', 'site': 'varchar'}}),
+            lateral (
                 select
-                    nightscout_id,
-                    -- What was in the future is not any more: the clock of this machine was wrong. It lands again.
-                    case when is_past then '' else document_hash end,
-                    month,
-                    date_ms,
-                    epoch_ms({self._collection.time_column})
-                from read_parquet({sql_list(self._lake.duckdb_path(f) for f in files)},
-                                  hive_partitioning = true, hive_types = {{'month': 'varchar', 'site': 'varchar'}}),
-                lateral (
-                    select
-                        quarantine_reason = 'timestamp_in_future'
-                        and {self._collection.time_column} <= ?::timestamptz as is_past
-                )
-                where document_hash is not null and ({condition})
-                    -- What came from files is not the server's to show: its absence there is no deletion.
-                    and not starts_with(nightscout_id, '{IMPORTED_ID_PREFIX}')
-                """,
-                [self._now() + FUTURE_TOLERANCE],
-            ).fetchall()
+                    quarantine_reason = 'timestamp_in_future'
+                    and {self._collection.time_column} <= ?::timestamptz as is_past
+            )
+            where document_hash is not null and ({condition})
+                -- What came from files is not the server's to show: its absence there is no deletion.
+                and not starts_with(nightscout_id, '{IMPORTED_ID_PREFIX}')
+            """,
+            [self._now() + FUTURE_TOLERANCE],
+        ).fetchall()
         return {row[0]: _Known(hash=row[1], month=row[2], date_ms=row[3], time_ms=row[4]) for row in rows}
 
     def _land(self, batch: _Changes) -> None:

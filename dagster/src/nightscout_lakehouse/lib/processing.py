@@ -187,10 +187,22 @@ def process_sites(
     Raises:
         LakeError: The lake cannot be read or written, or the accounting of a batch does not add up.
     """
-    upgrade_layout(settings, lake)
     with open_warehouse(settings) as warehouse:
+        return process_into(warehouse, sites, settings, lake, collection)
+
+
+def process_into(
+    warehouse: duckdb.DuckDBPyConnection,
+    sites: Sequence[Site],
+    settings: Settings,
+    lake: Lake,
+    collection: Collection = ENTRIES,
+) -> list[SiteProcessing]:
+    """What `process_sites` does, with a warehouse that is open."""
+    upgrade_layout(settings, lake)
+    with _engine(settings, warehouse) as engine:
         count_unknown_sites(warehouse, lake, collection, (site.name for site in sites))
-        reports = [_process_site(site, settings, lake, warehouse, collection) for site in sites]
+        reports = [_process_site(site, settings, lake, warehouse, engine, collection) for site in sites]
         refresh_views(warehouse, lake, collection)
     return reports
 
@@ -297,7 +309,12 @@ def _numbers(files: Sequence[RawFile]) -> list[int]:
 
 
 def _process_site(
-    site: Site, settings: Settings, lake: Lake, warehouse: duckdb.DuckDBPyConnection, collection: Collection
+    site: Site,
+    settings: Settings,
+    lake: Lake,
+    warehouse: duckdb.DuckDBPyConnection,
+    engine: duckdb.DuckDBPyConnection,
+    collection: Collection,
 ) -> SiteProcessing:
     started = time.monotonic()
     timezone, source = site_timezone(lake, site)
@@ -316,8 +333,8 @@ def _process_site(
     documents = {file: lake.parquet_rows(file.path) for file in pending}
     for step in _steps(list(documents.items()), collection.documents_per_step):
         files = [lake.duckdb_path(file.path) for file in step]
-        with _step_engine(settings, files, sum(documents[file] for file in step)) as engine:
-            work = _SiteStep(engine, lake, site.name, timezone, files, collection)
+        with _step_engine(engine, settings, files, sum(documents[file] for file in step)) as of_step:
+            work = _SiteStep(of_step, lake, site.name, timezone, files, collection)
             work.load()
             accounting = work.accounting()
             changed_days = work.changed_days()
@@ -387,28 +404,47 @@ def build_anew(
     """
     done = 0
     documents = dict(files)
-    for step in _steps(files, collection.documents_per_step):
-        with _step_engine(settings, step, sum(documents[file] for file in step)) as engine:
-            work = _SiteStep(engine, target, site, timezone, step, collection)
-            work.load()
-            done += sum(batch.documents for batch in work.accounting())
-            work.write_partitions()
-        logger.info("site %s: %s documents of %s built anew", site, f"{done:,}", collection.api_v3_name)
+    with connect(settings) as engine:
+        engine.execute("set temp_directory = ?", [str(settings.home / "tmp")])
+        for step in _steps(files, collection.documents_per_step):
+            with _step_engine(engine, settings, step, sum(documents[file] for file in step)) as of_step:
+                work = _SiteStep(of_step, target, site, timezone, step, collection)
+                work.load()
+                done += sum(batch.documents for batch in work.accounting())
+                work.write_partitions()
+            logger.info("site %s: %s documents of %s built anew", site, f"{done:,}", collection.api_v3_name)
 
 
 @contextmanager
-def _step_engine(settings: Settings, files: Sequence[str], documents: int) -> Iterator[duckdb.DuckDBPyConnection]:
-    """DuckDB for one step: its files as DuckDB opens them, and how many documents they have.
+def _engine(settings: Settings, warehouse: duckdb.DuckDBPyConnection) -> Iterator[duckdb.DuckDBPyConnection]:
+    """What reads and writes the lake: the warehouse, or a DuckDB of this machine where that is elsewhere."""
+    if not settings.is_warehouse_remote:
+        yield warehouse
+        return
+    with connect(settings) as engine:
+        engine.execute("set temp_directory = ?", [str(settings.home / "tmp")])
+        yield engine
+
+
+@contextmanager
+def _step_engine(
+    engine: duckdb.DuckDBPyConnection, settings: Settings, files: Sequence[str], documents: int
+) -> Iterator[duckdb.DuckDBPyConnection]:
+    """A connection for one step, whose tables end with it: its files as DuckDB opens them, and their documents.
 
     A few documents take one thread half the CPU time that they take eight, and no longer. Files of a bucket are read by
     several at once, since they are waited for.
     """
-    with connect(settings) as engine:
-        engine.execute("set temp_directory = ?", [str(settings.home / "tmp")])
-        is_remote = any(file.startswith("s3://") for file in files)
-        if documents <= _FEW_DOCUMENTS and not is_remote and not settings.duckdb_threads:
-            engine.execute("set threads = 1")
-        yield engine
+    is_remote = any(file.startswith("s3://") for file in files)
+    is_little = documents <= _FEW_DOCUMENTS and not is_remote and not settings.duckdb_threads
+    with engine.cursor() as of_step:
+        if is_little:
+            of_step.execute("set threads = 1")
+        try:
+            yield of_step
+        finally:
+            if is_little:
+                of_step.execute("reset threads")
 
 
 _File = TypeVar("_File")

@@ -69,31 +69,30 @@ class SiteSummary:
     gmi_pct: float | None
 
 
-def collection_overview(settings: Settings, collection: Collection) -> CollectionOverview:
+def collection_overview(connection: duckdb.DuckDBPyConnection, collection: Collection) -> CollectionOverview:
     """Counts, reasons and the newest rows of a collection; live rows are those of its first kind."""
     counts = f"ops.partitions where collection = '{collection.name}'"
     moment = collection.time_column
-    with connect_warehouse(settings, read_only=True) as connection:
-        kinds = connection.execute(f"select label, sum(row_count)::bigint from {counts} group by 1 order by 1")
-        rows_by_kind = dict(kinds.fetchall())
-        reasons = connection.execute(
-            f"select quarantine_reason, sum(row_count)::bigint from {counts} and kind = 'quarantined'"
-            " group by 1 order by 2 desc, 1"
-        ).fetchall()
-        live, first, last = connection.execute(
-            f"select coalesce(sum(live_row_count), 0)::bigint, min(first_live_time), max(last_live_time) from {counts}"
-        ).fetchall()[0]
-        # The months that the newest rows are in: a literal, so that no file of another month is opened.
-        months = connection.execute(
-            f"select month, sum(live_row_count) from {counts} and live_row_count > 0 group by 1 order by 1 desc"
-        ).fetchall()
-        shown = ", ".join(["site", moment, *_PREVIEW[collection.name]])
-        newest = connection.execute(
-            f"select {shown} from lake.{collection.name} where kind = '{collection.kinds[0]}'"
-            f" and month >= '{_month_of_newest(months)}' and not is_deleted and not is_duplicate"
-            f" order by {moment} desc, site limit {PREVIEW_ROWS}"
-        )
-        preview = markdown_table([column[0] for column in newest.description or []], newest.fetchall())
+    kinds = connection.execute(f"select label, sum(row_count)::bigint from {counts} group by 1 order by 1")
+    rows_by_kind = dict(kinds.fetchall())
+    reasons = connection.execute(
+        f"select quarantine_reason, sum(row_count)::bigint from {counts} and kind = 'quarantined'"
+        " group by 1 order by 2 desc, 1"
+    ).fetchall()
+    live, first, last = connection.execute(
+        f"select coalesce(sum(live_row_count), 0)::bigint, min(first_live_time), max(last_live_time) from {counts}"
+    ).fetchall()[0]
+    # The months that the newest rows are in: a literal, so that no file of another month is opened.
+    months = connection.execute(
+        f"select month, sum(live_row_count) from {counts} and live_row_count > 0 group by 1 order by 1 desc"
+    ).fetchall()
+    shown = ", ".join(["site", moment, *_PREVIEW[collection.name]])
+    newest = connection.execute(
+        f"select {shown} from lake.{collection.name} where kind = '{collection.kinds[0]}'"
+        f" and month >= '{_month_of_newest(months)}' and not is_deleted and not is_duplicate"
+        f" order by {moment} desc, site limit {PREVIEW_ROWS}"
+    )
+    preview = markdown_table([column[0] for column in newest.description or []], newest.fetchall())
     return CollectionOverview(live, rows_by_kind, dict(reasons), first, last, preview)
 
 

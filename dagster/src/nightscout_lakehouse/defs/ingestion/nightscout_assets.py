@@ -12,11 +12,11 @@ from nightscout_lakehouse.defs.retrying import retries_what_may_pass
 from nightscout_lakehouse.lib.ingestion import SiteIngestion, ingest_sites, newest_documents
 from nightscout_lakehouse.lib.lake import RAW_SCHEMA
 from nightscout_lakehouse.lib.nightscout_collections import DEVICE_STATUS, ENTRIES, PROFILES, TREATMENTS, Collection
-from nightscout_lakehouse.lib.processing import SiteProcessing, process_sites
+from nightscout_lakehouse.lib.processing import SiteProcessing, process_into
 from nightscout_lakehouse.lib.quality.quarantine import LEAST_DOCUMENTS, refused_shares
 from nightscout_lakehouse.lib.summary import collection_overview
 from nightscout_lakehouse.lib.table_profile import PREVIEW_ROWS, markdown_table
-from nightscout_lakehouse.lib.warehouse import connect_warehouse
+from nightscout_lakehouse.lib.warehouse import connect_warehouse, open_warehouse
 
 GROUP = "nightscout"
 OWNERS = ["team:data-platform"]
@@ -198,9 +198,10 @@ COLLECTION_ASSETS = (
 def _processing_results(
     lakehouse: LakehouseResource, collection: Collection
 ) -> Iterator[dg.MaterializeResult[None] | dg.AssetCheckResult]:
-    reports = process_sites(lakehouse.all_sites, lakehouse.settings, lakehouse.lake, collection)
-    lakehouse.recorder.was_processed(reports)
-    overview = collection_overview(lakehouse.settings, collection)
+    with open_warehouse(lakehouse.settings) as warehouse:
+        reports = process_into(warehouse, lakehouse.all_sites, lakehouse.settings, lakehouse.lake, collection)
+        lakehouse.recorder.was_processed(reports)
+        overview = collection_overview(warehouse, collection)
     asset = f"processed_{collection.name}"
     yield dg.MaterializeResult(
         asset_key=asset,
