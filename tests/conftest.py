@@ -18,6 +18,14 @@ from nightscout_lakehouse.lib.settings import Settings, load_settings
 BYTES_PER_PROCESS = 1_500_000_000
 MOST_PROCESSES = 6
 
+# Files whose tests share something: Superset, and the process of the programs that figures are compared with.
+SHARES = {
+    "test_dashboard*.py": "superset",
+    "test_glucose_metrics.py": "reference programs",
+    "test_mage.py": "reference programs",
+    "test_reference_metrics.py": "reference programs",
+}
+
 # For as long as the tests are collected: what they import stays.
 gc.disable()
 
@@ -44,14 +52,14 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadFileScheduling | None:
-    """Give the files of tests that look at Superset to one process, which brings it up once."""
+    """Give files of tests that share what takes long to one process, which brings it up once."""
     return _TogetherInOneProcess(config, log) if config.getvalue("dist") == "loadfile" else None
 
 
 class _TogetherInOneProcess(LoadFileScheduling):
     def _split_scope(self, nodeid: str) -> str:
         scope: str = super()._split_scope(nodeid)
-        return "superset" if Path(scope).name.startswith("test_dashboard") else scope
+        return next((share for names, share in SHARES.items() if Path(scope).match(names)), scope)
 
 
 @pytest.fixture(autouse=True, scope="session")
