@@ -32,7 +32,8 @@ def main() -> None:
     """Open the editor once for each kind of chart and keep what it fills in."""
     url = f"http://127.0.0.1:{load_settings().superset_port}"
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
+        chromium = shutil.which("chromium-headless-shell") or shutil.which("chromium")
+        browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
         page = browser.new_page()
         page.goto(f"{url}/login/")
         page.locator("#username").fill("admin")

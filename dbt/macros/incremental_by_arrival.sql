@@ -64,8 +64,8 @@
 {%- endmacro %}
 
 {#
-  Of changes: how many are of whole sites, and the first and the last day. Asked once for a model, which uses them in
-  several places: `model` is the same in all of them.
+  Of changes: how many are of whole sites, and the first and the last day. They are used in several places of a model and
+  asked once for all of them: `model` is the same wherever a model is compiled, and another one when it runs.
 #}
 {% macro bounds_of_days(changes) -%}
     {%- set kept = model.setdefault('bounds_of_days', {}) -%}

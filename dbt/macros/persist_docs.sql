@@ -1,6 +1,7 @@
 {#
   Replaces dbt's macro of this name: the descriptions of a table and of its columns by one statement. dbt's own takes
-  four, since it looks twice which columns there are, and every build of every model writes descriptions.
+  four, since it looks twice which columns there are, and every build of every model writes descriptions. A column that
+  is described and is not there is an error, where dbt warns: one of the two is out of date.
 #}
 {% macro default__persist_docs(relation, model, for_relation, for_columns) -%}
     {%- set comments = [] -%}

@@ -101,6 +101,12 @@ class Course:
     before: dict[str, list[dict[str, Any]]]
 
 
+def leave_scratch(settings: Settings) -> None:
+    """What DuckDB leaves of a run that was killed with more than fits into memory."""
+    settings.warehouse_scratch_dir.mkdir(exist_ok=True)
+    (settings.warehouse_scratch_dir / "duckdb_temp_storage_DEFAULT-0.tmp").write_text("her words")
+
+
 @pytest.fixture(scope="module")
 def course() -> Iterator[Course]:
     folder = Path(tempfile.mkdtemp(prefix="lakehouse-test-"))
@@ -155,6 +161,7 @@ def course() -> Iterator[Course]:
             outcome = execute_job("nightscout_pipeline")
             assert outcome.errors == []
             lakehouse("report", PERSON)
+            leave_scratch(settings)
             with superset(settings) as cursor:
                 cursor.execute("create table charts (name text); insert into charts values ('My own chart')")
             result = lakehouse("backup", str(folder / "saved"))
@@ -178,6 +185,7 @@ def test_a_backup_is_whole_private_and_says_what_it_leaves_out(course: Course) -
     assert {"warehouse.duckdb", "postgres.dump", "home/runs.sqlite", "home/dagster/dagster.yaml"} <= paths
     assert any(path.startswith(f"lake/raw/nightscout_treatments/site={PERSON}/batch=") for path in paths)
     assert any(path.startswith("home/lineage/") for path in paths)
+    assert not any("temp_storage" in path for path in paths)
     assert manifest["figures"]["anna"]["readings"] > DAYS * 250
     assert {"postgres", "dbt"} <= manifest["left_out"].keys()
     files = list(every_file(course.backup))
@@ -310,6 +318,7 @@ def test_a_person_is_forgotten_everywhere_and_the_others_stay(course: Course, mo
             ).fetchall()
         ]
     assert len(identifiers) > 1_000
+    leave_scratch(settings)
     told = b"".join(path.read_bytes() for path in every_file(settings.home))
     assert SERIAL.encode() in told, "else the search below proves nothing"
     assert TOKEN.encode() not in told
@@ -337,6 +346,7 @@ def test_a_person_is_forgotten_everywhere_and_the_others_stay(course: Course, mo
         assert [probe for probe in probes if probe.encode() in content] == [], path
         if path.suffix not in (".duckdb",) and settings.postgres_dir / "data" not in path.parents:
             assert PERSON.encode() not in content, path
+    assert not settings.warehouse_scratch_dir.exists()
     assert figures(PERSON) == []
     assert figures("anna") == course.before["anna"]
     assert not compare_with_raw_files(settings, Lake.open(settings)).faults

@@ -1,6 +1,9 @@
 """Days of 23 and 25 hours: all readings count, on the day that the wearer had."""
 
 import json
+import os
+import subprocess
+import sys
 from datetime import UTC, date, datetime, timedelta
 
 import pytest
@@ -83,3 +86,36 @@ def test_the_hour_that_comes_twice_has_twice_the_readings(warehouse_of_full_days
     # The clock change is no gap: every reading but the first of a site has one before it.
     changes = {site: sum(row[3] for row in found if row[0] == site) for site in DAYS}
     assert changes == {site: int(hours * 12) + 1 for site, (*_, hours) in DAYS.items()}
+
+
+BUILD = """
+from nightscout_lakehouse.lib.dbt_project import DbtProject
+from nightscout_lakehouse.lib.lake import Lake
+from nightscout_lakehouse.lib.processing import process_sites
+from nightscout_lakehouse.lib.settings import load_settings
+from nightscout_lakehouse.lib.sites import Site
+settings = load_settings()
+process_sites([Site("anna", "http://127.0.0.1:1", timezone="UTC")], settings, Lake.open(settings))
+DbtProject(settings).build("duckdb", ["+dim_sensor_session"], data_tests=False)
+"""
+
+
+def test_the_clock_of_the_machine_counts_for_nothing(settings: Settings, lake: Lake) -> None:
+    """A silence half an hour before nine days are over begins no session, though in Berlin those days were shorter."""
+    start, end = datetime(2026, 3, 25, 10, tzinfo=UTC), datetime(2026, 4, 5, tzinfo=UTC)
+    silence = datetime(2026, 4, 3, 8, tzinfo=UTC), datetime(2026, 4, 3, 9, 30, tzinfo=UTC)
+    moments = [start + timedelta(minutes=30) * number for number in range((end - start) // timedelta(minutes=30))]
+    texts = [
+        json.dumps({"_id": f"{number:024x}", "type": "sgv", "sgv": 100, "date": int(moment.timestamp() * 1000)})
+        for number, moment in enumerate(moments)
+        if not silence[0] <= moment < silence[1]
+    ]
+    write_batch(lake, "anna", 1, documents_from_json(texts), datetime(2026, 11, 20, tzinfo=UTC))
+    # In a process of its own: DuckDB looks at the machine's time zone once.
+    environment = os.environ | {"TZ": "Europe/Berlin"}
+    subprocess.run([sys.executable, "-c", BUILD], env=environment, check=True, timeout=200)
+    with connect(settings, settings.warehouse_path, read_only=True) as warehouse:
+        sessions = warehouse.execute("select session_start from curated.dim_sensor_session").fetchall()
+        processed = warehouse.execute("select count(*) from lake.nightscout_entries where kind = 'sgv'").fetchall()
+    assert processed == [(len(texts),)]
+    assert sessions == [(start,)]

@@ -608,7 +608,7 @@ def shown_text(mg_dl: float, unit: str) -> str:
 
 
 def _descriptions(marts: PostgresConnection, settings: Settings) -> None:
-    """Every table and view, and every column of them, says in its database what the YAML says."""
+    """Every table and view says in its database what the YAML says of it, and of its columns; nothing else does."""
     manifest = json.loads(DbtProject(settings).prepare_manifest().read_text())
     models = [node for node in manifest["nodes"].values() if node["resource_type"] == "model"]
     expected = {

@@ -254,7 +254,10 @@ def load_state(lake: Lake, site: str, collection: Collection = ENTRIES) -> Inges
 
 
 class SiteReader:
-    """Reads one collection of a site once: plans the windows, lands what is new, keeps the state after each batch."""
+    """Reads one collection of a site: plans the windows, lands what is new, keeps the state after each batch.
+
+    `read` is called once: a reader knows what it has landed, and closes what it has opened.
+    """
 
     def __init__(
         self,

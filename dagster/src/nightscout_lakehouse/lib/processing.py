@@ -444,7 +444,8 @@ def _step_engine(
             yield of_step
         finally:
             if is_little:
-                of_step.execute("reset threads")
+                # Of all that is open there, and not by what may have failed just now.
+                engine.execute("reset threads")
 
 
 _File = TypeVar("_File")

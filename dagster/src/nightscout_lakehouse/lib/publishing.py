@@ -180,7 +180,6 @@ def publish(
     # Of its own, so that all reads are of one snapshot, and what is temporary goes away with it.
     reader = warehouse.cursor()
     try:
-        reader.execute("set TimeZone = 'UTC'")
         reader.execute("begin transaction")
         source = _read_source(reader, tables)
         with connection.transaction() as opened, opened.cursor() as cursor:

@@ -147,6 +147,11 @@ class Settings(BaseSettings):
         return self.home / "warehouse.duckdb"
 
     @property
+    def warehouse_scratch_dir(self) -> Path:
+        """Where DuckDB puts what of the warehouse does not fit into memory; it stays where a process was killed."""
+        return self.warehouse_path.with_name(f"{self.warehouse_path.name}.tmp")
+
+    @property
     def is_warehouse_remote(self) -> bool:
         """Whether the warehouse is a database of MotherDuck."""
         return self.warehouse_setting.startswith("md:")

@@ -151,7 +151,8 @@ def motherduck_config(settings: Settings) -> dict[str, str | bool | int | float 
 
 def configure_connection(connection: duckdb.DuckDBPyConnection, settings: Settings) -> None:
     """Give a connection UTC, the limits of the settings, our SQL functions and the lake (dbt's come here too)."""
-    connection.execute("set TimeZone = 'UTC'")
+    # Global, since a cursor, such as dbt takes for each statement, begins with the machine's time zone otherwise.
+    connection.execute("set global TimeZone = 'UTC'")
     connection.execute("set autoinstall_known_extensions = false")
     connection.execute("set memory_limit = ?", [settings.duckdb_memory_limit])
     if settings.duckdb_threads:

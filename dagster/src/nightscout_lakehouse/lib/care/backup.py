@@ -265,13 +265,13 @@ def _save_home(settings: Settings, lake: Lake, folder: Path) -> Iterator[SavedFi
 
 def home_files(settings: Settings, lake: Lake) -> Iterator[Path]:
     """Files of LAKEHOUSE_HOME that are saved as they are: neither lake, warehouse nor what is made again."""
-    inside_lake = Path(lake.url) if lake.is_local else None
+    elsewhere = {Path(lake.url) if lake.is_local else None, settings.warehouse_scratch_dir}
     for parent, folders, names in os.walk(settings.home):
         here = Path(parent)
         folders[:] = sorted(
             name
             for name in folders
-            if here / name != inside_lake and not (here == settings.home and is_not_saved(name))
+            if here / name not in elsewhere and not (here == settings.home and is_not_saved(name))
         )
         for name in sorted(names):
             path = here / name

@@ -201,7 +201,7 @@ def forget(settings: Settings, found: Survey, *, with_dropped_files: bool = Fals
             result.removed["rows of Dagster's storage"] = rows
         result.removed |= _forget_in_files(settings, lake, found.traces)
         # Compiled models and logs of dbt, and scratch files: every run makes them anew.
-        for folder in (settings.dbt_dir, settings.home / "tmp"):
+        for folder in (settings.dbt_dir, settings.home / "tmp", settings.warehouse_scratch_dir):
             shutil.rmtree(folder, ignore_errors=True)
         (settings.home / NOTE).unlink(missing_ok=True)
         _prove(settings, lake, found.traces, result)
