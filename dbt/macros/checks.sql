@@ -56,14 +56,10 @@
         "select exists (from ops.checks where model = '" ~ relation.identifier ~ "'), " ~ columns_of_bounds()
         ~ " from " ~ changes_since_check(relation.identifier)
     ).rows[0] -%}
-    {%- set has = namespace(site=false) -%}
-    {%- for node in graph.nodes.values() if node.resource_type == 'model' and node.name == relation.identifier -%}
-        {%- set has.site = 'site' in node.columns -%}
-    {%- endfor -%}
     {%- do return({
         'is_checked': row[0],
         'bounds': [row[1], row[2], row[3]],
-        'has_site': has.site,
+        'has_site': 'site' in node_of(relation.identifier).get('columns', {}),
         'computes_days': computes_days(relation.identifier),
     }) -%}
 {%- endmacro %}

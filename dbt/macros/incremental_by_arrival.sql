@@ -135,12 +135,15 @@
 
 {# Whether a model computes days again, not whole sites or spans of its own: it says so by its pre-hook. #}
 {% macro computes_days(model_name) -%}
-    {%- for node in graph.nodes.values() if node.resource_type == 'model' and node.name == model_name -%}
-        {%- for hook in node.config['pre-hook'] if 'delete_recomputed_days' in hook.sql -%}
-            {%- do return(true) -%}
-        {%- endfor -%}
+    {%- for hook in node_of(model_name).get('config', {}).get('pre-hook', []) if 'delete_recomputed_days' in hook.sql -%}
+        {%- do return(true) -%}
     {%- endfor -%}
     {%- do return(false) -%}
+{%- endmacro %}
+
+{# What the manifest says of a model of this project; nothing of what is none. #}
+{% macro node_of(model_name) -%}
+    {%- do return(graph.nodes.get('model.' ~ project_name ~ '.' ~ model_name, {})) -%}
 {%- endmacro %}
 
 {#
