@@ -201,6 +201,7 @@ def main() -> None:
             with contextlib.redirect_stdout(io.StringIO()):  # the programs print warnings
                 reply = answer(json.loads(line))
         except Exception as error:
+            # Whatever it is, the test that asked is told.
             reply = {"error": f"{type(error).__name__}: {error}"}
         sys.stdout.write(json.dumps(reply) + "\n")
         sys.stdout.flush()

@@ -170,6 +170,7 @@ def write_private_file(path: Path, content: str) -> None:
             os.fsync(file.fileno())
         Path(name).replace(path)
     except BaseException:
+        # Ctrl-C, too: no half of a secret stays.
         Path(name).unlink(missing_ok=True)
         raise
 

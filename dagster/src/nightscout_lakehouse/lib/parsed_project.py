@@ -97,8 +97,8 @@ class ParsedProject:
             if file.is_file():
                 try:
                     return Manifest.from_msgpack(file.read_bytes(), decoder=extended_mashumuro_decoder)
-                # Whatever is wrong with the file, the project can be parsed again.
                 except Exception as error:
+                    # Whatever is wrong with the file, the project can be parsed again.
                     logger.info("%s cannot be read, the project is parsed anew: %r", file, error)
         return None
 

@@ -176,6 +176,7 @@ def command_run(settings: Settings, command: str) -> Iterator[CommandRun]:
     try:
         yield run
     except BaseException as error:
+        # Ctrl-C, too: a run that began has an end.
         run.end(error)
         raise
     run.end()
