@@ -1,4 +1,4 @@
-"""Where the warehouse is: a file of LAKEHOUSE_HOME, another file, or a database of MotherDuck."""
+"""Where the warehouse is: a file of LAKEHOUSE_HOME, another file, or a database of MotherDuck; and scratch files."""
 
 import ast
 from pathlib import Path
@@ -9,7 +9,13 @@ import pytest
 from nightscout_lakehouse.lib.dbt_project import DbtProject
 from nightscout_lakehouse.lib.errors import ConfigurationError, LakeError
 from nightscout_lakehouse.lib.settings import load_settings
-from nightscout_lakehouse.lib.warehouse import connect_warehouse, motherduck_config, open_to_read, open_warehouse
+from nightscout_lakehouse.lib.warehouse import (
+    connect,
+    connect_warehouse,
+    motherduck_config,
+    open_to_read,
+    open_warehouse,
+)
 
 TOKEN = "motherduck-token-9f8e7d"
 
@@ -97,3 +103,19 @@ def test_a_database_of_another_form_is_refused_and_not_quoted(value: str, monkey
     with pytest.raises(ConfigurationError, match="md:database") as refused:
         _ = load_settings().warehouse
     assert TOKEN not in str(refused.value)
+
+
+def test_two_databases_in_memory_that_do_not_fit_keep_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With one folder for both, the second writes over the first one's files, and DuckDB crashes."""
+    monkeypatch.setenv("DUCKDB_MEMORY_LIMIT", "60MB")
+    monkeypatch.setenv("DUCKDB_THREADS", "1")
+    settings = load_settings()
+    text = "repeat(md5((n + {})::varchar), 4)"
+    with connect(settings) as one, connect(settings) as other:
+        for engine, number in ((one, 0), (other, 7)):
+            engine.execute(f"create temp table t as select n, {text.format(number)} as s from range(1000000) as r (n)")
+        assert len(list((settings.home / "tmp").glob("*/*"))) >= 2
+        for engine, number in ((one, 0), (other, 7)):
+            found = engine.execute(f"select count(*) from t where s = {text.format(number)}").fetchone()
+            assert found == (1_000_000,)
+    assert list((settings.home / "tmp").iterdir()) == []

@@ -405,7 +405,6 @@ def build_anew(
     done = 0
     documents = dict(files)
     with connect(settings) as engine:
-        engine.execute("set temp_directory = ?", [str(settings.home / "tmp")])
         for step in _steps(files, collection.documents_per_step):
             with _step_engine(engine, settings, step, sum(documents[file] for file in step)) as of_step:
                 work = _SiteStep(of_step, target, site, timezone, step, collection)
@@ -422,7 +421,6 @@ def _engine(settings: Settings, warehouse: duckdb.DuckDBPyConnection) -> Iterato
         yield warehouse
         return
     with connect(settings) as engine:
-        engine.execute("set temp_directory = ?", [str(settings.home / "tmp")])
         yield engine
 
 

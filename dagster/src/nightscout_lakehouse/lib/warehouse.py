@@ -104,6 +104,11 @@ def connect(settings: Settings, path: Path | None = None, *, read_only: bool = F
             "Wait for the running pipeline to finish, or close the program that has it open.",
         ) from None
     configure_connection(connection, settings)
+    if path is None:
+        # Of its own: two that share a folder for what does not fit into memory overwrite each other's files.
+        scratch = settings.home / "tmp"
+        scratch.mkdir(parents=True, exist_ok=True)
+        connection.execute("set temp_directory = ?", [str(scratch / f"duckdb-{uuid.uuid4().hex}")])
     return connection
 
 

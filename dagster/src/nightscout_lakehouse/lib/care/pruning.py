@@ -370,7 +370,6 @@ def _verify_rebuild(
         built = Lake(str(scratch), str(scratch), pafs.LocalFileSystem())
         with _says_what_cannot_be_read(planned.name), closing(connect(settings)) as engine:
             build_anew(settings, built, site, zone, files, collection)
-            engine.execute("set temp_directory = ?", [str(settings.home / "tmp")])
             same, differences = _compare(engine, lake, built, site, collection)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)

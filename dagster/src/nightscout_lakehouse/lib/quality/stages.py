@@ -131,7 +131,6 @@ def validate_stage(
     suite = suite or stage_suite(stage)
     if stage == "raw":
         with connect(settings) as engine:
-            engine.execute("set temp_directory = ?", [str(settings.home / "tmp")])
             frame = frames.raw_frame(engine, lake, [site.name for site in sites], everything=everything)
             outcomes = _outcomes(engine, suite, frame)
     else:
