@@ -6,6 +6,7 @@ UV := .uv/bin/uv
 BIN := .venv/bin
 SYNCED := .venv/.synced
 SUPERSET_SYNCED := superset/.venv/.synced
+REFERENCES_SYNCED := tests/references/.venv/.synced
 
 .PHONY: help setup run dev dashboard dashboard-setup test lint format status doctor sites-check check-demo-server clean-data lock \
 	compose-env
@@ -50,7 +51,11 @@ doctor: $(SYNCED) ## Check what is missing and how to mend it
 sites-check: $(SYNCED) ## Reach every Nightscout server
 	@$(BIN)/lakehouse sites check
 
-test: $(SYNCED) $(SUPERSET_SYNCED) ## Run all tests
+$(REFERENCES_SYNCED): $(SYNCED) tests/references/pyproject.toml tests/references/uv.lock
+	@$(UV) sync --frozen --quiet --compile-bytecode --project tests/references --python $(BIN)/python
+	@touch $(REFERENCES_SYNCED)
+
+test: $(SYNCED) $(SUPERSET_SYNCED) $(REFERENCES_SYNCED) ## Run all tests
 	@$(BIN)/pytest -n auto --dist loadfile --no-loadscope-reorder
 
 lint: $(SYNCED) ## Check style, types, SQL and security
